@@ -1,0 +1,51 @@
+"""The relay: the Flower app that runs at a hospital and passes every message to the Node.
+
+The coordinator ships this file, so it decides nothing: the Node, which the hospital installed,
+owns the data, the policy and the trainer. In deployment the Node listens on a Unix socket
+named by the SuperNode's ``node-socket`` setting; a simulation passes the Node's handler in.
+Imports stay light: Flower starts a new process for each message.
+"""
+
+from collections.abc import Callable
+
+import grpc
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+
+Handler = Callable[[str, RecordDict], RecordDict]
+
+
+def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
+    """Return an app that answers every request with what the Node's handler answers."""
+    app = ClientApp()
+
+    def register(decorator: Callable[..., object], kind: str) -> None:
+        def serve(message: Message, context: Context) -> Message:
+            return Message(handler_for(context)(kind, message.content), reply_to=message)
+
+        decorator(serve)
+
+    for kind in ("describe", "select", "deliver"):
+        register(app.query(kind), kind)
+    register(app.train(), "train")
+    register(app.evaluate(), "evaluate")
+    return app
+
+
+def over_socket(context: Context) -> Handler:
+    """Return a handler that calls the Node behind the Unix socket of this SuperNode."""
+    socket = str(context.node_config["node-socket"])
+    limit = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+    def call(kind: str, content: RecordDict) -> RecordDict:
+        with grpc.insecure_channel(f"unix:{socket}", options=limit) as channel:
+            method = channel.unary_unary(f"/medfusion.Node/{kind}")
+            answer = method(recorddict_to_proto(content).SerializeToString(), wait_for_ready=True)
+        return recorddict_from_proto(RecordDictProto.FromString(answer))
+
+    return call
+
+
+app = relay_app(over_socket)

@@ -1,0 +1,1 @@
+"""The Node: owns a hospital's data, policy and trainer."""

@@ -1,0 +1,105 @@
+"""The Node: answers a coordinator's requests from the hospital's own data."""
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import RecordDict
+
+from client.node.policy import check_settings
+from client.node.state import NodeState
+from client.node.trainer import Trainer
+from medfusion.data.site_data import SiteData
+from medfusion.errors import FederationError, MedFusionError
+from medfusion.models.saved import save_model
+from medfusion.transport.arrays import from_record
+from medfusion.transport.requests import (
+    Received,
+    RunSettings,
+    SiteDescription,
+    error_reply,
+    reply_with,
+)
+
+log = logging.getLogger("medfusion.node")
+
+
+class Node:
+    """Serves `describe`, `select`, `train`, `evaluate` and `deliver` for one site.
+
+    The model, tensors and cache of the latest run stay warm between requests.
+
+    Parameters
+    ----------
+    data
+        Studies, split and public facts of the site.
+    state
+        The state folder, the only place that is written to.
+    secret
+        Root of the private random streams (Poisson draws and noise).
+    """
+
+    def __init__(self, data: SiteData, state: NodeState, secret: bytes) -> None:
+        self._data = data
+        self._state = state
+        self._secret = secret
+        self._trainer: Trainer | None = None
+        self._serve: dict[str, Callable[[Received], RecordDict]] = {
+            "describe": self._describe,
+            "select": lambda request: self._run(request).select(),
+            "train": lambda request: self._run(request).train(request),
+            "evaluate": lambda request: self._run(request).evaluate(request),
+            "deliver": self._deliver,
+        }
+
+    def handle(self, kind: str, content: RecordDict) -> RecordDict:
+        """Answer one request; an error of ours becomes a reply, without patient data."""
+        try:
+            if kind not in self._serve:
+                raise FederationError(f"unknown request {kind!r}")
+            return self._serve[kind](Received.parse(content))
+        except MedFusionError as error:
+            return error_reply(error)
+        except Exception as error:
+            # The text of a foreign error may hold values: only its type leaves, and only the
+            # place goes to the log.
+            frame = error.__traceback__
+            while frame is not None and frame.tb_next is not None:
+                frame = frame.tb_next
+            place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "?"
+            log.error("request %s failed with %s at %s", kind, type(error).__name__, place)
+            return error_reply(FederationError(f"internal error {type(error).__name__} at {place}"))
+
+    def _describe(self, request: Received) -> RecordDict:
+        policy = self._data.config.policy
+        description = SiteDescription(
+            site=self._data.name,
+            task=self._data.task.to_json(),
+            patients_public=self._data.patients_public,
+            delta=policy.delta,
+            max_epsilon=policy.max_epsilon,
+        )
+        return reply_with(description.model_dump(mode="json"))
+
+    def _run(self, request: Received) -> Trainer:
+        """Return the trainer of the request's run, kept warm while the run lasts."""
+        settings = _settings(request)
+        if self._trainer is None or self._trainer.settings != settings:
+            check_settings(settings, self._data.task, self._data.config.policy)
+            self._trainer = Trainer(self._data, settings, self._state.cache, self._secret)
+        return self._trainer
+
+    def _deliver(self, request: Received) -> RecordDict:
+        settings = _settings(request)
+        arrays, card = request.arrays, request.request.card
+        if arrays is None or card is None:
+            raise FederationError("deliver: expected a model and its description")
+        trainer = self._run(request)
+        trainer.check_state(from_record(arrays))
+        save_model(self._state.model_folder(settings.run_id), from_record(arrays), card)
+        return reply_with({"delivered": True})
+
+
+def _settings(request: Received) -> RunSettings:
+    if request.request.settings is None:
+        raise FederationError("expected a request with the run's settings")
+    return request.request.settings

@@ -1,0 +1,221 @@
+"""The Node as a service: gRPC over a Unix socket, for the relay that Flower starts.
+
+::
+
+    python -P -m client.node.service SITE_FOLDER --socket PATH [--group NAME]
+
+``-P`` keeps the current folder off the import path: the Node must run from the installed
+package, never from a bundle that the coordinator sent. The socket belongs to the Node's OS user
+alone (mode 0600), or to the members of a group as well (0660): the relay runs as a user who is
+in that group and can read neither the site's files nor its state.
+"""
+
+import argparse
+import fcntl
+import grp
+import logging
+import os
+import signal
+import socket as sockets
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import grpc
+import torch
+from flwr.app import RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from google.protobuf.message import DecodeError
+
+from client.node.node import Node
+from client.node.state import NodeState
+from medfusion.data.site_data import load_site_data
+from medfusion.errors import ConfigError, FederationError, MedFusionError, UsageError
+from medfusion.transport.requests import read_error
+
+log = logging.getLogger("medfusion.service")
+
+Handle = Callable[[str, RecordDict], RecordDict]
+"""Answers one request of a kind; `Node.handle` is the one that is deployed."""
+
+_PREFIX = "/medfusion.Node/"
+_UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_GRACE_SECONDS = 10.0
+_LONGEST_SOCKET_PATH = 107  # bytes; sockaddr_un on Linux
+
+
+class NodeService(grpc.GenericRpcHandler):
+    """Turns calls of ``/medfusion.Node/<kind>`` into requests to a Node.
+
+    Requests and replies are serialised RecordDict messages of Flower. What a call may fail with
+    says nothing of the data: the Node's own errors travel in its replies.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        """Return the handler of a method, or None if it is not ours."""
+        method = handler_call_details.method
+        if not method.startswith(_PREFIX):
+            return None
+        return grpc.unary_unary_rpc_method_handler(
+            partial(self._answer, method.removeprefix(_PREFIX))
+        )
+
+    def _answer(self, kind: str, data: bytes, context: grpc.ServicerContext) -> bytes:
+        start = time.monotonic()
+        try:
+            content = recorddict_from_proto(RecordDictProto.FromString(data))
+        except (DecodeError, ValueError, TypeError, KeyError):
+            log.warning("refused %r: %d bytes that are no RecordDict", kind, len(data))
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a serialised RecordDict")
+        reply = self._handle(kind, content)
+        if error := read_error(reply):
+            log.warning("%s refused: %s", kind, error)
+        answer = recorddict_to_proto(reply).SerializeToString()
+        seconds = time.monotonic() - start
+        log.info("%s: %d bytes in, %d out, %.2f s", kind, len(data), len(answer), seconds)
+        return answer
+
+
+def start_service(
+    handle: Handle, socket: Path, *, group: str | None = None, threads: int = 0
+) -> grpc.Server:
+    """Listen on a Unix socket and answer one request at a time.
+
+    Parameters
+    ----------
+    socket
+        Path of the socket; one that a dead service left behind is replaced.
+    group
+        Members of this OS group may connect too.
+    threads
+        PyTorch threads of the one thread that serves; 0 keeps PyTorch's own choice.
+
+    Raises
+    ------
+    UsageError
+        If the path cannot be used, another process listens there, or there is no such group.
+    """
+    _free(socket)
+    # A single thread serves: a Node is not made for two requests at once.
+    pool = ThreadPoolExecutor(
+        max_workers=1,
+        thread_name_prefix="node",
+        initializer=torch.set_num_threads if threads else None,
+        initargs=(threads,) if threads else (),
+    )
+    server = grpc.server(pool, handlers=[NodeService(handle)], options=_UNLIMITED)
+    try:
+        with _umask(0o177):
+            server.add_insecure_port(f"unix:{socket}")
+        if group is not None:
+            os.chown(socket, -1, _group_id(group))
+            socket.chmod(0o660)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "cannot listen"
+        raise UsageError(f"{socket}: {reason}; is its folder there and writable?") from None
+    server.start()
+    return server
+
+
+def _free(socket: Path) -> None:
+    """Make sure that nothing listens at a path; remove a socket that nobody serves."""
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH:
+        raise UsageError(f"{socket}: expected a path of at most {_LONGEST_SOCKET_PATH} bytes")
+    try:
+        mode = socket.lstat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{socket}: exists and is not a socket; choose another --socket")
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        try:
+            probe.connect(str(socket))
+        except ConnectionRefusedError:
+            socket.unlink()
+        else:
+            raise UsageError(f"{socket}: another service listens there; stop it first")
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(f"--group {name}: no such group on this machine") from None
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    previous = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(previous)
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Hold a site's state folder, so that no second Node serves the site."""
+    descriptor = os.open(state, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FederationError(f"{state}: another Node serves this site; stop it first") from None
+    else:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def run(site: Path, socket: Path, *, group: str | None) -> bool:
+    """Serve a site until SIGTERM or SIGINT; return whether the last request was finished.
+
+    Raises
+    ------
+    MedFusionError
+        If the site is not as its task says, is served already, or the socket cannot be used.
+    """
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    data = load_site_data(site)
+    state = NodeState(data.state)
+    with _alone(data.state):
+        node = Node(data, state, state.secret())
+        threads = data.config.compute.threads
+        server = start_service(node.handle, socket, group=group, threads=threads)
+        log.info("site %s: serving at %s", data.name, socket)
+        ended.wait()
+        log.info("ending")
+        finished = server.stop(_GRACE_SECONDS).wait(_GRACE_SECONDS / 2)
+        socket.unlink(missing_ok=True)
+    return finished
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service from the command line; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -P -m client.node.service", description="Serve a hospital's Node."
+    )
+    parser.add_argument("site", type=Path, help="site folder, which holds site.toml")
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
+    parser.add_argument("--group", help="OS group that may connect, besides this user")
+    options = parser.parse_args(arguments)
+    _log_to_stderr()
+    try:
+        finished = run(options.site, options.socket.absolute(), group=options.group)
+    except MedFusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0 if finished else 1

@@ -1,0 +1,236 @@
+"""One run at one site: selection, training and evaluation on the site's own studies."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from client.node.policy import Releases
+from medfusion.data.images import ImageCache
+from medfusion.data.site_data import SiteData
+from medfusion.data.split import TEST, TRAIN
+from medfusion.data.studies import Studies
+from medfusion.data.tensors import StudyTensors
+from medfusion.data.thresholds import (
+    Selection,
+    feature_label_histograms,
+    first_study_per_patient,
+    select_features,
+    selection_sensitivity,
+)
+from medfusion.errors import DataError, FederationError
+from medfusion.evaluation.score_histograms import (
+    NOISED_BINS,
+    score_histogram,
+    score_sensitivity,
+)
+from medfusion.models.contract import trainable_state
+from medfusion.models.registry import build_model, build_tokenizer, modalities_of
+from medfusion.prediction import predict_logits
+from medfusion.privacy.histograms import noised
+from medfusion.privacy.plan import DpPlan, make_plan
+from medfusion.randomness import derive_seed, stream
+from medfusion.training.device import choose_device
+from medfusion.training.loop import fit
+from medfusion.transport.arrays import check_matches, from_record, state_sha256, to_record
+from medfusion.transport.requests import (
+    ARRAYS,
+    LOSS_KEY,
+    METRICS,
+    REPLY,
+    WEIGHT_KEY,
+    Received,
+    RunSettings,
+    histogram_reply,
+    reply_with,
+)
+
+
+class Trainer:
+    """Keeps model and tensors of one run warm; every random draw comes from a named stream."""
+
+    def __init__(self, data: SiteData, settings: RunSettings, cache: Path, secret: bytes) -> None:
+        self.settings = settings
+        self._data = data
+        self._secret = secret
+        self._modalities = modalities_of(settings.model, data.task)
+        self._device = choose_device(data.config.compute.device)
+        self._model = build_model(settings.model, data.task, seed=settings.seed).to(self._device)
+        self._tokenizer = build_tokenizer(settings.model, data.task)
+        image = data.task.image
+        self._cache = ImageCache(cache, image) if image and "image" in self._modalities else None
+        self._plan = self._make_plan()
+        self._releases = Releases(rounds=settings.rounds, evaluations=settings.evaluations)
+        self._train_studies = data.part(TRAIN)
+        self._test_studies = _one_per_patient(data.part(TEST))
+        self._data_sha256 = _studies_sha256(data.studies)
+        self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
+        if not len(self._train_studies):
+            raise DataError(f"site {data.name!r}: no training patients after the split")
+
+    def select(self) -> RecordDict:
+        """Return the (noised) histograms of the training patients."""
+        return histogram_reply(self._histograms(), self._data.patients_public)
+
+    def train(self, request: Received) -> RecordDict:
+        """Train one round from the model in the request; return the new one."""
+        state = self._load(request)
+        content = self._content(request, state)
+        self._releases.admit("train", request.round, content)
+        train, _, selection = self._prepare(request)
+        settings, compute = self.settings, self._data.config.compute
+        names = (settings.run_id, "train", request.round)
+        result = fit(
+            self._model,
+            train,
+            options=settings.training,
+            plan=self._plan,
+            steps=settings.training.steps_per_round(self._data.patients_public),
+            public=stream(settings.seed, self._data.name, *names),
+            private=stream(self._secret, *names, content),
+            device=self._device,
+            physical_batch=compute.physical_batch,
+            precision=compute.precision,
+            proximal_mu=request.proximal_mu,
+            modality_dropout=settings.model.modality_dropout,
+        )
+        metrics: dict[str, int | float] = {WEIGHT_KEY: self._data.patients_public}
+        if settings.report_loss:
+            if self._plan is not None:
+                raise FederationError("the training loss stays at the site under privacy")
+            metrics[LOSS_KEY] = result.loss or 0.0
+        reply = RecordDict(
+            {ARRAYS: to_record(trainable_state(self._model)), METRICS: MetricRecord(metrics)}
+        )
+        if settings.selection.method == "local":
+            reply[REPLY] = reply_with({"selected": self._mask(selection)})[REPLY]
+        return reply
+
+    def evaluate(self, request: Received) -> RecordDict:
+        """Return the (noised) score histograms of the test patients."""
+        state = self._load(request)
+        content = self._content(request, state)
+        self._releases.admit("evaluate", request.round, content)
+        _, test, _ = self._prepare(request)
+        logits = predict_logits(
+            self._model, test, self._device, batch=self._data.config.compute.physical_batch
+        )
+        labels, known = test.labels.numpy(), test.known.numpy()
+        if self._plan is None:
+            histogram = score_histogram(logits, labels, known)
+        else:
+            histogram = noised(
+                score_histogram(logits, labels, known, bins=NOISED_BINS),
+                sensitivity=score_sensitivity(len(self._data.task.labels.names)),
+                noise_multiplier=self._plan.metrics_noise,
+                generator=stream(
+                    self._secret, self.settings.run_id, "metrics", request.round, content
+                ),
+            )
+        return histogram_reply(histogram, self._data.patients_public)
+
+    def check_state(self, state: dict[str, Tensor]) -> None:
+        """Refuse a model that is not this run's; raises `FederationError`."""
+        check_matches(state, trainable_state(self._model))
+
+    def _make_plan(self) -> DpPlan | None:
+        settings = self.settings
+        if not settings.privacy.enabled:
+            return None
+        return make_plan(
+            settings.privacy,
+            patients_public=self._data.patients_public,
+            batch_size=settings.training.batch_size,
+            steps_per_round=settings.training.steps_per_round(self._data.patients_public),
+            delta=self._data.config.policy.delta,
+            rounds=settings.rounds,
+            selects=settings.selection.method != "none" and "tabular" in self._modalities,
+            metrics_releases=settings.evaluations,
+        )
+
+    def _histograms(self) -> np.ndarray:
+        """Count one study of each training patient, with noise under privacy."""
+        studies = _one_per_patient(self._train_studies)
+        task = self._data.task
+        histograms = feature_label_histograms(studies.features, studies.labels, task)
+        if self._plan is None:
+            return histograms
+        if self._plan.selection_noise is None:
+            raise FederationError("the run's plan pays for no selection: refused")
+        self._releases.admit("select", 0, self._data_sha256)
+        names = (self.settings.run_id, "selection", self._data_sha256, repr(self._plan))
+        return noised(
+            histograms,
+            sensitivity=selection_sensitivity(task),
+            noise_multiplier=self._plan.selection_noise,
+            generator=stream(self._secret, *names),
+        )
+
+    def _prepare(self, request: Received) -> tuple[StudyTensors, StudyTensors, Selection | None]:
+        """Return the tensors of training and test studies under the selection in force."""
+        selection = self._selection(request)
+        if self._tensors is None or self._tensors[0] != selection:
+            train, test = (
+                StudyTensors.build(
+                    studies,
+                    self._data.task,
+                    selection=selection,
+                    modalities=self._modalities,
+                    cache=self._cache,
+                    tokenizer=self._tokenizer,
+                )
+                for studies in (self._train_studies, self._test_studies)
+            )
+            self._tensors = (selection, train, test)
+        return self._tensors[1], self._tensors[2], selection
+
+    def _selection(self, request: Received) -> Selection | None:
+        method, task = self.settings.selection.method, self._data.task
+        if method == "federated" and request.request.selection is not None:
+            return Selection.from_json(request.request.selection, task)
+        if method == "local" and "tabular" in self._modalities:
+            if self._tensors is not None:
+                return self._tensors[0]
+            return select_features(self._histograms(), task, self.settings.selection.top_n)
+        return None
+
+    def _mask(self, selection: Selection | None) -> list[int]:
+        """Which model-input columns this site selected, as 0 and 1."""
+        chosen = selection.features if selection else tuple(self._data.task.features)
+        return [int(column.feature in chosen) for column in self._data.task.columns]
+
+    def _load(self, request: Received) -> dict[str, Tensor]:
+        if request.arrays is None:
+            raise FederationError("expected a request with a model")
+        state = from_record(request.arrays)
+        self.check_state(state)
+        self._model.load_state_dict(state, strict=False)
+        return state
+
+    def _content(self, request: Received, state: dict[str, Tensor]) -> str:
+        """Hash everything that a release depends on: model, data, plan, selection."""
+        parts = (
+            state_sha256(state),
+            self._data_sha256,
+            repr(self._plan),
+            repr(request.request.selection),
+            repr(request.proximal_mu),
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _one_per_patient(studies: Studies) -> Studies:
+    return studies.take(first_study_per_patient(studies.patient_ids))
+
+
+def _studies_sha256(studies: Studies) -> str:
+    """Hash a site's tables; images enter by their number and order."""
+    digest = hashlib.sha256()
+    for array in (studies.study_ids, studies.patient_ids, studies.features, studies.labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update("\n".join(note or "" for note in studies.notes).encode())
+    digest.update(bytes(image is not None for image in studies.images))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""MedFusion: hospitals train multimodal diagnostic models together without sharing patients."""

@@ -1,0 +1,41 @@
+"""The ``medfusion`` command; each group of commands has a file of its own."""
+
+import os
+import sys
+
+import typer
+
+from medfusion.cli import cohort, compare, evaluate, simulate, site
+from medfusion.errors import MedFusionError
+
+for _name in (
+    "FLWR_DISABLE_UPDATE_CHECK",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION",
+):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+_cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Hospitals train multimodal diagnostic models together without sharing patients.",
+)
+_cli.command("simulate")(simulate.simulate)
+_cli.command("compare")(compare.compare)
+_cli.command("evaluate")(evaluate.evaluate)
+_cli.add_typer(site.app, name="site")
+_cli.add_typer(cohort.app, name="cohort")
+
+
+def app() -> None:
+    """Run the command line; our own errors become one message and their exit code."""
+    try:
+        _cli()
+    except MedFusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

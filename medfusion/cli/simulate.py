@@ -1,0 +1,117 @@
+"""``medfusion simulate``: a federation on this machine."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from medfusion.config import RunConfig
+
+_RUNS = Path("runs")
+
+
+def simulate(
+    config: Annotated[
+        Path | None, typer.Argument(help="config.toml of the run; none: the embedded demo.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; an unfinished run in it is resumed.")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    use_site_state: Annotated[
+        bool, typer.Option(help="Use the sites' own state folders and secrets.")
+    ] = False,
+) -> None:
+    """Train a federation of site folders on this machine and report on it."""
+    from medfusion.cli.compose import load_sites, run_federation
+    from medfusion.config import load_config
+
+    overrides = override or []
+    if config is None:
+        config = _demo_cohort(out)
+    loaded = load_config(config, overrides)
+    folder = out or _next_folder(loaded.run.name)
+    resolved = _claim(folder, loaded)
+    if not (folder / "summary.json").exists():
+        sites = load_sites(loaded)
+        typer.echo(f"run folder: {folder} (the same command with --out {folder} resumes it)")
+        run_federation(
+            loaded, sites, config_path=resolved, out=folder, use_site_state=use_site_state
+        )
+    _show(folder)
+
+
+def _demo_cohort(out: Path | None) -> Path:
+    """Write the embedded cohort beside the runs, once; return its config."""
+    from medfusion.data.cohorts.synthetic import write_cohort
+
+    cohort = (out.parent if out else _RUNS) / "demo-cohort"
+    if not (cohort / "config.toml").exists():
+        typer.echo(f"writing a synthetic cohort of four hospitals to {cohort}")
+        write_cohort(cohort, sites=4, patients=600, seed=0)
+    return cohort / "config.toml"
+
+
+def _next_folder(name: str) -> Path:
+    number = 1
+    while (_RUNS / f"{name}-{number}").exists():
+        number += 1
+    return _RUNS / f"{name}-{number}"
+
+
+def _claim(folder: Path, config: "RunConfig") -> Path:
+    """Write the resolved config into the run folder, or check that it holds the same one.
+
+    Raises
+    ------
+    ConfigError, UsageError
+        If the folder holds something else.
+    """
+    from medfusion.config import load_config, to_toml
+    from medfusion.errors import ConfigError, UsageError
+
+    path = folder / "config.toml"
+    if path.exists():
+        if load_config(path) != config:
+            raise ConfigError(
+                f"{folder}: holds a run with other settings; repeat its settings to resume it, "
+                "or choose another --out"
+            )
+        return path
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists and is not a run folder; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".config.toml.partial"
+    partial.write_text(to_toml(config), encoding="utf-8")
+    partial.rename(path)
+    return path
+
+
+def _show(folder: Path) -> None:
+    """Print the results as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    table = Table("site", "patients", "macro AUROC", "epsilon", "delta")
+    for name, site in summary["sites"].items():
+        table.add_row(
+            name,
+            str(site["patients"]),
+            _number(site["auroc_macro"]),
+            _number(site["epsilon"]),
+            _number(site["delta"], "g"),
+        )
+    table.add_section()
+    table.add_row("all", "", _number(summary["auroc_macro"]), "", "")
+    console = Console()
+    console.print(table)
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _number(value: Any, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,165 @@
+"""A run's ``config.toml``: composes the option classes that live beside what they configure."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from medfusion.data.selection_options import SelectionOptions
+from medfusion.errors import ConfigError
+from medfusion.models.options import MedFusionNetOptions, ModelOptions
+from medfusion.options import Options, read_toml
+from medfusion.privacy.options import PrivacyOptions
+from medfusion.training.options import TrainingOptions
+
+
+class RunInfo(Options):
+    """Section ``[run]``."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    task: Path
+    rounds: int = Field(default=20, ge=1)
+    seed: int = 0
+
+
+class SimulationOptions(Options):
+    """Section ``[simulation]``: a glob of site folders, relative to the config file."""
+
+    sites: str
+
+
+class StrategyOptions(Options):
+    """Section ``[strategy]``: a strategy's name; other keys are checked against its signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "fedavg"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys beside ``name``."""
+        return dict(self.model_extra or {})
+
+
+class EvaluationOptions(Options):
+    """Section ``[evaluation]``: how often the federation's metrics are released.
+
+    ``every = k`` evaluates after every k-th round and after the last one, ``every = 0`` only
+    after the last. Unset: every round without privacy, only the last one under privacy, where
+    each release is paid for.
+    """
+
+    every: int | None = Field(default=None, ge=0)
+
+
+class ServerOptions(Options):
+    """Section ``[server]``: the quorum, and how long a round waits (seconds)."""
+
+    min_sites: int = Field(default=2, ge=1)
+    round_timeout: float = Field(default=3600.0, gt=0)
+
+
+class RunConfig(Options):
+    """The whole of ``config.toml``; paths are absolute once loaded."""
+
+    run: RunInfo
+    simulation: SimulationOptions | None = None
+    model: Annotated[ModelOptions, Field(discriminator="name")] = MedFusionNetOptions()
+    selection: SelectionOptions = SelectionOptions()
+    training: TrainingOptions = TrainingOptions()
+    privacy: PrivacyOptions = PrivacyOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    strategy: StrategyOptions = StrategyOptions()
+    server: ServerOptions = ServerOptions()
+
+    @model_validator(mode="after")
+    def _combinations_are_legal(self) -> Self:
+        if self.privacy.enabled and self.strategy.name == "qfedavg":
+            raise ValueError(
+                "strategy.name = 'qfedavg' needs every site's training loss, which stays at the "
+                "site under privacy: expected another strategy, or privacy.enabled = false"
+            )
+        return self
+
+    def evaluation_rounds(self) -> tuple[int, ...]:
+        """Rounds after which metrics are released; the last one is always among them."""
+        every = self.evaluation.every
+        if every is None:
+            every = 0 if self.privacy.enabled else 1
+        regular = range(every, self.run.rounds, every) if every else range(0)
+        return (*regular, self.run.rounds)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file, apply ``KEY=VALUE`` overrides, make its paths absolute.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what was expected and the nearest valid name.
+    """
+    data = read_toml(path)
+    for override in overrides:
+        _apply(data, override)
+    folder = path.resolve().parent
+    config = RunConfig.parse(data, where=str(path))
+    run = config.run.model_copy(update={"task": (folder / config.run.task).resolve()})
+    simulation = config.simulation
+    if simulation is not None:
+        simulation = SimulationOptions(sites=str(folder / simulation.sites))
+    return config.model_copy(update={"run": run, "simulation": simulation})
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as TOML does, or else as a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one dotted key in nested dictionaries; another model or strategy starts afresh."""
+    key, separator, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not separator or not last or not all(sections):
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    table = data
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
+    value = parse_value(text.strip())
+    if last == "name" and sections in (["model"], ["strategy"]) and table.get("name") != value:
+        table.clear()  # the other keys were the options of another model or strategy
+    table[last] = value
+
+
+def to_toml(config: RunConfig) -> str:
+    """Write a config so that `load_config` reads an equal one."""
+    lines: list[str] = []
+    _write_table(config.model_dump(mode="json", exclude_none=True), (), lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    if path and values:
+        lines += ["", f"[{'.'.join(path)}]"]
+    lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            _write_table(value, (*path, key), lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # JSON strings are TOML basic strings
+    return repr(value)

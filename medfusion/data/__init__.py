@@ -1,0 +1,1 @@
+"""Task and site contracts: from a hospital's files to validated studies and tensors."""

@@ -1,0 +1,1 @@
+"""Cohorts: a synthetic one with a known truth, and importers of public data sets."""

@@ -1,0 +1,192 @@
+"""What every cohort is written as: task, config and site folders, all of it or nothing."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medfusion.data.site import open_site
+from medfusion.data.split import TRAIN, split_of
+from medfusion.data.studies import read_studies
+from medfusion.data.task import Task
+from medfusion.errors import UsageError
+
+_BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSummary:
+    """Counts of one written site; ``patients_public`` are its training patients."""
+
+    name: str
+    patients: int
+    patients_public: int
+    studies: int
+    images: int
+    notes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What an importer made, and what its user should know: counts, never a value."""
+
+    sites: tuple[SiteSummary, ...]
+    notices: tuple[str, ...]
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``out`` that becomes ``out`` when the block succeeds.
+
+    After a failure nothing is left of it.
+
+    Raises
+    ------
+    UsageError
+        If ``out`` exists and is not an empty folder, or cannot be written.
+    """
+    out = Path(out).resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: expected a new or empty folder, found something in its place")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror})") from None
+    try:
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)  # mkdtemp makes private folders
+        try:
+            partial.rename(out)
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:
+    """Write ``task.toml`` and return the task as everybody will read it."""
+    write_text(folder / "task.toml", to_toml(sections))
+    return Task.load(folder / "task.toml")
+
+
+def write_config(folder: Path, *, task: Task, sites: int, rounds: int, batch_size: int) -> None:
+    """Write a ``config.toml`` that runs as it is, under privacy."""
+    config = {
+        "run": {"name": task.task.name, "task": "task.toml", "rounds": rounds, "seed": 0},
+        "simulation": {"sites": "sites/*"},
+        "model": {"name": "medfusion_net", "size": "tiny", "modalities": list(task.modalities)},
+        "selection": {"method": "federated", "top_n": 8},
+        "training": {"local_epochs": 1, "batch_size": batch_size, "learning_rate": 1e-3},
+        "privacy": {
+            "enabled": True,
+            "target_epsilon": 8.0,
+            "shares": {"selection": 0.1, "training": 0.8, "metrics": 0.1},
+            "max_grad_norm": 1.0,
+        },
+        "strategy": {"name": "fedavg"},
+        "server": {"min_sites": min(2, sites), "round_timeout": 3600},
+    }
+    write_text(folder / "config.toml", to_toml(config))
+
+
+def write_site(
+    root: Path,
+    name: str,
+    *,
+    files: Mapping[str, Any] | None = None,
+    columns: Mapping[str, Any] | None = None,
+) -> SiteSummary:
+    """Write ``root/sites/name/site.toml`` around a table and images that are already there.
+
+    The site is read back by the code that hospitals use, which checks it and tells how many
+    patients the split leaves for training; that number is what the site declares.
+
+    Raises
+    ------
+    DataError
+        If what was written breaks the task.
+    """
+    folder = root / "sites" / name
+    info = {
+        "name": name,
+        "task": "../../task.toml",
+        "state": f"../../state/{name}",
+        "patients_public": 1,  # until the split has been counted, below
+    }
+    sections = {
+        "site": info,
+        "files": dict(files or {}),
+        "columns": dict(columns or {}),
+        "policy": {"max_epsilon": 8.0, "delta": 1e-5, "min_patients": 10, "approve": "always"},
+        "compute": {"device": "auto", "physical_batch": 32, "precision": "auto"},
+    }
+    write_text(folder / "site.toml", to_toml(sections))
+    site = open_site(folder)
+    studies = read_studies(site)
+    split = split_of(studies, site_name=name, rule=site.task.split)
+    training = len(np.unique(studies.patient_ids[split == TRAIN]))
+    info["patients_public"] = max(1, training)
+    write_text(folder / "site.toml", to_toml(sections))
+    return SiteSummary(
+        name=name,
+        patients=len(np.unique(studies.patient_ids)),
+        patients_public=max(1, training),
+        studies=len(studies),
+        images=sum(image is not None for image in studies.images),
+        notes=sum(note is not None for note in studies.notes),
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with Unix line ends on every system."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Write nested mappings as TOML: a mapping is a section, one of scalars inside it inline."""
+    lines: list[str] = []
+    _append_section(lines, (), table)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _append_section(lines: list[str], path: tuple[str, ...], table: Mapping[str, Any]) -> None:
+    nested = {key: value for key, value in table.items() if _is_section(path, value)}
+    own = {key: value for key, value in table.items() if key not in nested}
+    if own and path:
+        lines += ["", f"[{'.'.join(map(_key, path))}]"]
+    lines += [f"{_key(key)} = {_value(value)}" for key, value in own.items()]
+    for key, value in nested.items():
+        _append_section(lines, (*path, key), value)
+
+
+def _is_section(path: tuple[str, ...], value: Any) -> bool:
+    """Sections lie at the top, and one deeper where sections of sections do (features.age)."""
+    if not isinstance(value, Mapping):
+        return False
+    return not path or (len(path) == 1 and path[0] in ("features", "columns"))
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.match(key) else json.dumps(key, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, str | bool):
+        return json.dumps(value, ensure_ascii=False)  # JSON strings and booleans are TOML ones
+    return repr(value)

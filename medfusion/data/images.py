@@ -1,0 +1,243 @@
+"""Images: decoded once into a memory-mapped cache, keyed by their content."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from medfusion.data.findings import plural, rows_text
+from medfusion.data.task import ImageSpec
+from medfusion.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+_DECODER = 1  # raise it whenever decode_image comes to give other pixels
+_CHUNK_BYTES = 64 * 2**20
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def decode_image(path: Path, spec: ImageSpec) -> Pixels:
+    """Decode a PNG or JPEG file to uint8 [C, H, W] of the size in ``spec``.
+
+    Grey, colour, palette and alpha (over black), 8 and 16 bit; the camera's orientation tag is
+    applied; resized with antialiasing. Deep grey scans are brought to 8 bit by the smallest
+    depth of 8, 10, 12, 14, 16 bits that holds their values, since scanners store fewer bits
+    than the file has room for.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read; the message leaves out the path.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"an image cannot be opened ({error.strerror})") from None
+    return _decode(data, spec)
+
+
+class ImageCache:
+    """Decoded images in a folder: ``pixels.u8`` (appended) and ``index.json`` (replaced).
+
+    The index is written after the pixels it speaks of, so that a crash loses at most the last
+    chunk; several processes may use one folder.
+    """
+
+    def __init__(self, folder: Path, spec: ImageSpec) -> None:
+        key = json.dumps([_DECODER, spec.dims, list(spec.size), spec.channels])
+        self._spec = spec
+        self._shape = (spec.channels, *spec.size)
+        self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._rows: dict[str, int] = {}
+
+    @property
+    def array(self) -> Pixels:
+        """All cached images, uint8 [M, C, H, W], memory-mapped read-only."""
+        self._read_index()
+        if not self._rows:
+            return np.zeros((0, *self._shape), dtype=np.uint8)
+        shape = (len(self._rows), *self._shape)
+        return np.memmap(self._folder / "pixels.u8", dtype=np.uint8, mode="r", shape=shape)
+
+    def rows(
+        self,
+        paths: Sequence[Path | None],
+        on_decode: Callable[[], None] | None = None,
+        *,
+        table_rows: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        """Return where each image is in `array`: int64 [N], -1 for a missing one.
+
+        Images that are not cached yet are decoded on every core; ``on_decode`` is called after
+        each. ``table_rows`` [N] lets an error name the spreadsheet rows.
+
+        Raises
+        ------
+        DataError
+            If images cannot be decoded: how many, and on which rows.
+        """
+        files = list(dict.fromkeys(path for path in paths if path is not None))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = dict(zip(files, pool.map(_digest, files), strict=True))
+            unreadable = self._add(digests, pool, on_decode)
+        if unreadable:
+            bad = [i for i, path in enumerate(paths) if path and digests[path] in unreadable]
+            raise DataError(_describe_unreadable(bad, table_rows))
+        return np.array(
+            [-1 if path is None else self._rows[digests[path]] for path in paths],
+            dtype=np.int64,
+        )
+
+    def _add(
+        self,
+        digests: dict[Path, str],
+        pool: ThreadPoolExecutor,
+        on_decode: Callable[[], None] | None,
+    ) -> set[str]:
+        """Decode and append what is not there yet; return the digests that cannot be decoded."""
+        self._read_index()
+        unreadable = {""} & set(digests.values())
+        new = {
+            digest: path for path, digest in digests.items() if digest and digest not in self._rows
+        }
+        if not new:
+            return unreadable
+        chunk = max(1, _CHUNK_BYTES // int(np.prod(self._shape)))
+        with self._locked():
+            self._read_index()  # another process may have added some meanwhile
+            todo = [item for item in new.items() if item[0] not in self._rows]
+            for start in range(0, len(todo), chunk):
+                part = todo[start : start + chunk]
+                decoded: dict[str, Pixels] = {}
+                images = pool.map(partial(_decode_or_none, spec=self._spec), [p for _, p in part])
+                for (digest, _), image in zip(part, images, strict=True):
+                    if image is None:
+                        unreadable.add(digest)
+                    else:
+                        decoded[digest] = image
+                    if on_decode:
+                        on_decode()
+                self._append(decoded)
+        return unreadable
+
+    def _append(self, decoded: dict[str, Pixels]) -> None:
+        size = int(np.prod(self._shape))
+        with open(self._folder / "pixels.u8", "ab") as file:
+            file.truncate(len(self._rows) * size)  # drops what a crash left behind
+            file.seek(0, os.SEEK_END)
+            for image in decoded.values():
+                file.write(image.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        for digest in decoded:
+            self._rows[digest] = len(self._rows)
+        draft = self._folder / "index.json.draft"
+        with open(draft, "w", encoding="utf-8") as index:
+            json.dump({"schema": 1, "shape": self._shape, "sha256": list(self._rows)}, index)
+            index.flush()
+            os.fsync(index.fileno())
+        os.replace(draft, self._folder / "index.json")
+
+    def _read_index(self) -> None:
+        try:
+            content = json.loads((self._folder / "index.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        self._rows = {digest: row for row, digest in enumerate(content["sha256"])}
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / "lock", "w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def unreadable_images(
+    paths: Sequence[Path | None], spec: ImageSpec, on_decode: Callable[[], None] | None = None
+) -> NDArray[np.bool_]:
+    """Try every image and mark those that cannot be decoded: bool [N]; nothing is written."""
+    bad = np.zeros(len(paths), dtype=bool)
+    present = [(i, path) for i, path in enumerate(paths) if path is not None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = pool.map(partial(_is_damaged, spec=spec), [path for _, path in present])
+        for (i, _), damaged in zip(present, images, strict=True):
+            bad[i] = damaged
+            if on_decode:
+                on_decode()
+    return bad
+
+
+def _is_damaged(path: Path, spec: ImageSpec) -> bool:
+    return _decode_or_none(path, spec) is None
+
+
+def _decode_or_none(path: Path, spec: ImageSpec) -> Pixels | None:
+    try:
+        return decode_image(path, spec)
+    except DataError:
+        return None
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file's content, or nothing if it cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _describe_unreadable(
+    bad: Sequence[int], table_rows: Sequence[int] | NDArray[np.int64] | None
+) -> str:
+    where = "`medfusion site check` names the rows"
+    if table_rows is not None:
+        where = rows_text(table_rows[i] for i in bad)
+    return (
+        f"{plural(len(bad), 'image')} ({where}): expected readable PNG or JPEG files, found "
+        "truncated or damaged ones; export them again or blank the cells"
+    )
+
+
+def _decode(data: bytes, spec: ImageSpec) -> Pixels:
+    height, width = spec.size
+    mode = "L" if spec.channels == 1 else "RGB"
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            image.draft(mode, (2 * width, 2 * height))  # large JPEG: decode at a lower resolution
+            flat = _flatten(image, mode)
+            resized = flat.resize((width, height), Image.Resampling.BILINEAR)
+    except (*_DAMAGED, Image.DecompressionBombError):
+        raise DataError(
+            "an image is not a readable PNG or JPEG file (truncated or damaged)"
+        ) from None
+    pixels = np.asarray(resized, dtype=np.uint8)
+    return np.ascontiguousarray(pixels.reshape(height, width, -1).transpose(2, 0, 1))
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    """Apply orientation, depth and alpha: an 8-bit image of the given mode."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        values = np.asarray(upright).astype(np.float64)
+        depth = next(bits for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits or bits == 16)
+        grey = np.clip(np.rint(values * (255 / (2**depth - 1))), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert(mode)
+    if upright.mode in ("LA", "PA", "RGBA") or "transparency" in upright.info:
+        layer = upright.convert("RGBA")
+        black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        upright = Image.alpha_composite(black, layer).convert("RGB")
+    return upright.convert(mode)

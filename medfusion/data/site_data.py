@@ -1,0 +1,86 @@
+"""What a Node or an evaluation holds of a hospital: its studies, their split, its public facts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfusion.data.site import SiteConfig, open_site
+from medfusion.data.split import Fold, split_of
+from medfusion.data.studies import Studies, read_studies
+from medfusion.data.task import Task
+from medfusion.errors import DataError
+
+
+@dataclass(frozen=True, repr=False)
+class SiteData:
+    """Studies of one site (or of several pooled) with the part of the split each belongs to.
+
+    ``split`` is int8 [N]: 0 train, 1 calibration, 2 test.
+    """
+
+    name: str
+    task: Task
+    config: SiteConfig
+    state: Path
+    patients_public: int
+    studies: Studies
+    split: NDArray[np.int8]
+
+    def part(self, which: int) -> Studies:
+        """Return the studies of one part of the split."""
+        return self.studies.take(np.flatnonzero(self.split == which))
+
+
+def load_site_data(folder: Path, *, fold: Fold | None = None) -> SiteData:
+    """Read and split a site folder; raises `ConfigError` and `DataError`."""
+    site = open_site(folder)
+    studies = read_studies(site)
+    split = split_of(studies, site_name=site.name, rule=site.task.split, fold=fold)
+    return SiteData(
+        name=site.name,
+        task=site.task,
+        config=site.config,
+        state=site.state,
+        patients_public=site.config.site.patients_public,
+        studies=studies,
+        split=split,
+    )
+
+
+def pool(sites: Sequence[SiteData], *, name: str, state: Path) -> SiteData:
+    """Put several sites' studies into one, keeping each patient in its part of the split.
+
+    Patients of different sites stay different patients, whatever their identifiers.
+
+    Raises
+    ------
+    DataError
+        If the sites do not share one task.
+    """
+    if len({site.task.sha256 for site in sites}) != 1:
+        raise DataError("expected sites of one task, found differing tasks: they cannot be pooled")
+    studies = Studies(
+        study_ids=np.concatenate([_prefixed(s.name, s.studies.study_ids) for s in sites]),
+        patient_ids=np.concatenate([_prefixed(s.name, s.studies.patient_ids) for s in sites]),
+        rows=np.concatenate([s.studies.rows for s in sites]),
+        features=np.concatenate([s.studies.features for s in sites]),
+        labels=np.concatenate([s.studies.labels for s in sites]),
+        images=tuple(image for s in sites for image in s.studies.images),
+        notes=tuple(note for s in sites for note in s.studies.notes),
+        split_column=None,
+    )
+    return replace(
+        sites[0],
+        name=name,
+        state=state,
+        patients_public=sum(site.patients_public for site in sites),
+        studies=studies,
+        split=np.concatenate([site.split for site in sites]),
+    )
+
+
+def _prefixed(name: str, identifiers: NDArray[np.str_]) -> NDArray[np.str_]:
+    return np.array([f"{name}/{identifier}" for identifier in identifiers], dtype=np.str_)

@@ -1,0 +1,214 @@
+"""A site's table as validated arrays."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medfusion.data.columns import (
+    read_binary,
+    read_feature,
+    read_ids,
+    read_images,
+    read_split,
+)
+from medfusion.data.findings import Cells, Finding, near_misses, plural, raise_errors, rows_text
+from medfusion.data.site import ColumnOptions, Site
+from medfusion.data.table import Table, read_table
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Studies:
+    """N studies, sorted by study id; shows only counts of itself.
+
+    Attributes
+    ----------
+    study_ids, patient_ids
+        str [N].
+    rows
+        int64 [N], spreadsheet rows.
+    features
+        float64 [N, F] in the order of the task; NaN = missing; binary 0/1; categorical = index
+        of the value.
+    labels
+        float32 [N, L]; NaN = unknown.
+    images, notes
+        N files and texts; None = missing.
+    split_column
+        int8 [N], 0 train, 1 calibration, 2 test; None where the data bring no split.
+    """
+
+    study_ids: NDArray[np.str_]
+    patient_ids: NDArray[np.str_]
+    rows: NDArray[np.int64]
+    features: NDArray[np.float64]
+    labels: NDArray[np.float32]
+    images: tuple[Path | None, ...]
+    notes: tuple[str | None, ...]
+    split_column: NDArray[np.int8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Studies({len(self)} studies, {self.n_patients} patients)"
+
+    @property
+    def n_patients(self) -> int:
+        """How many patients these studies come from."""
+        return len(np.unique(self.patient_ids))
+
+    def take(self, index: ArrayLike) -> Self:
+        """Return the studies at ``index`` (integers, or a bool mask [N])."""
+        chosen = np.asarray(index)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        split = self.split_column
+        return replace(
+            self,
+            study_ids=self.study_ids[chosen],
+            patient_ids=self.patient_ids[chosen],
+            rows=self.rows[chosen],
+            features=self.features[chosen],
+            labels=self.labels[chosen],
+            images=tuple(self.images[i] for i in chosen),
+            notes=tuple(self.notes[i] for i in chosen),
+            split_column=None if split is None else split[chosen],
+        )
+
+
+def read_studies(site: Site) -> Studies:
+    """Read, validate and sort the studies of a site.
+
+    Raises
+    ------
+    DataError
+        Listing what is wrong by file, rows and column: missing columns, values out of range,
+        labels other than 0, 1 and blank, doubled study ids, images outside the folder, no rows.
+    """
+    table, form = read_table(site.table, site.config.files)
+    studies, content = validate_studies(site, table)
+    raise_errors([*form, *content], site=site.name)
+    return studies
+
+
+def validate_studies(site: Site, table: Table) -> tuple[Studies, list[Finding]]:
+    """Read what can be read and collect every problem; bad cells become missing ones."""
+    reader = _Reader(site, table)
+    task = site.task
+    study_ids, patient_ids = reader.ids(task.task.study), reader.ids(task.task.patient)
+    features = [reader.feature(name) for name in task.features]
+    labels = [reader.label(name) for name in task.labels.names]
+    n = len(table)
+    studies = Studies(
+        study_ids=study_ids,
+        patient_ids=patient_ids,
+        rows=table.rows,
+        features=np.stack(features, axis=1) if features else np.zeros((n, 0)),
+        labels=np.stack(labels, axis=1).astype(np.float32),
+        images=reader.images() if task.image else (None,) * n,
+        notes=reader.notes(task.text.column) if task.text else (None,) * n,
+        split_column=reader.split(),
+    )
+    if n == 0:
+        reader.report("no-studies", table.name, "expected at least one study, found no rows")
+    reader.findings.extend(_doubled_studies(studies, table.name))
+    return studies.take(np.argsort(study_ids, kind="stable")), reader.findings
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the columns of one table, collecting findings."""
+
+    site: Site
+    table: Table
+    findings: list[Finding] = field(default_factory=list)
+
+    def report(self, code: str, where: str, message: str) -> None:
+        self.findings.append(Finding("error", code, where, message))
+
+    def options(self, name: str) -> ColumnOptions:
+        return self.site.config.columns.get(name, ColumnOptions())
+
+    def cells(self, name: str) -> Cells:
+        """Text of the local column for a task's column; blank if it is absent or declared so."""
+        source = local_name(self.site, name)
+        where = self.table.where(source)
+        if source in self.table.columns and source:
+            return Cells(where, self.table.rows, self.table.columns[source])
+        if source:
+            mend = f"set `from` in [columns.{name}] of site.toml"
+            if name not in (self.site.task.task.study, self.site.task.task.patient):
+                mend += ' (`from = ""` if this site does not have it)'
+            message = f"no such column{self.table.similar(source)}; {mend}"
+            self.report("missing-column", where, message)
+        return Cells.absent(where, self.table.rows)
+
+    def ids(self, name: str) -> NDArray[np.str_]:
+        cells = self.cells(name)
+        ids, findings = read_ids(cells)
+        if local_name(self.site, name) in self.table.columns:
+            self.findings.extend(findings)
+        return ids
+
+    def feature(self, name: str) -> NDArray[np.float64]:
+        feature = self.site.task.features[name]
+        values, findings = read_feature(
+            self.cells(name), name, feature, self.options(name), self.table.decimal
+        )
+        self.findings.extend(findings)
+        return values
+
+    def label(self, name: str) -> NDArray[np.float64]:
+        values, findings = read_binary(
+            self.cells(name), name, self.options(name), self.table.decimal
+        )
+        self.findings.extend(findings)
+        return values
+
+    def images(self) -> tuple[Path | None, ...]:
+        assert self.site.task.image is not None
+        cells = self.cells(self.site.task.image.column)
+        # A relative folder must stay at the site; an absolute one is the hospital's own choice.
+        chosen = [self.site.images] if self.site.config.files.images.is_absolute() else []
+        images, findings = read_images(cells, self.site.images, [self.site.folder, *chosen])
+        self.findings.extend(findings)
+        return images
+
+    def notes(self, name: str) -> tuple[str | None, ...]:
+        return tuple(text or None for text in self.cells(name).text)
+
+    def split(self) -> NDArray[np.int8] | None:
+        """Read the split that the data bring; a site without the column is split by hash."""
+        name = self.site.task.split.column
+        if name is None or local_name(self.site, name) == "":
+            return None
+        source = local_name(self.site, name)
+        absent = source not in self.table.columns and self.options(name).source is None
+        if absent and not near_misses(source, self.table.columns):
+            message = "no such column, so patients are split by hash"
+            self.findings.append(Finding("warning", "no-split", self.table.where(source), message))
+            return None
+        codes, findings = read_split(self.cells(name), name, self.options(name))
+        self.findings.extend(findings)
+        return codes
+
+
+def local_name(site: Site, name: str) -> str:
+    """Name the local column for a task's column; empty if the site declares that it has none."""
+    column = site.config.columns.get(name)
+    return name if column is None or column.source is None else column.source
+
+
+def _doubled_studies(studies: Studies, where: str) -> list[Finding]:
+    ids, index, counts = np.unique(studies.study_ids, return_inverse=True, return_counts=True)
+    doubled = (counts[index] > 1) & (studies.study_ids != "")
+    if not doubled.any():
+        return []
+    n = int(((counts > 1) & (ids != "")).sum())
+    message = (
+        f"expected one row for each study, found {plural(n, 'study id')} on several rows "
+        f"({rows_text(studies.rows[doubled])})"
+    )
+    return [Finding("error", "duplicate-study", where, message)]

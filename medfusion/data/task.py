@@ -1,0 +1,165 @@
+"""The task: what all sites agree on. Nothing in it is learned from patients."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from medfusion.options import Options, read_toml
+
+
+class TaskInfo(Options):
+    """Section ``[task]``: names of the task and of the two key columns."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["multilabel"]
+    patient: str = "patient_id"
+    study: str = "study_id"
+    bins: int = Field(default=32, ge=2, le=1024)
+
+
+class SplitRule(Options):
+    """Section ``[split]``: a column that brings the split, else fractions of a patient hash."""
+
+    column: str | None = None
+    seed: int = 0
+    calibration: float = Field(default=0.1, ge=0, lt=1)
+    test: float = Field(default=0.2, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_training_patients(self) -> Self:
+        if self.calibration + self.test >= 1:
+            raise ValueError("calibration + test must leave training patients (sum below 1)")
+        return self
+
+
+class ImageSpec(Options):
+    """Section ``[image]``: the size (height, width) and channels every image is brought to."""
+
+    column: str = "image"
+    dims: Literal[2] = 2
+    size: tuple[int, int] = (128, 128)
+    channels: Literal[1, 3] = 1
+
+    @model_validator(mode="after")
+    def _size_fits_the_networks(self) -> Self:
+        if any(not 16 <= side <= 2048 for side in self.size):
+            raise ValueError("size: expected two sides of 16 to 2048 pixels")
+        return self
+
+
+class TextSpec(Options):
+    """Section ``[text]``: the column of notes and the number of tokens kept."""
+
+    column: str = "notes"
+    max_tokens: int = Field(default=128, ge=4, le=4096)
+
+
+class NumericFeature(Options):
+    """A number with a public range, which clamps it, scales it and bins its histogram."""
+
+    kind: Literal["numeric"]
+    low: float
+    high: float
+    unit: str = ""
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found low = {self.low}, high = {self.high}")
+        return self
+
+
+class BinaryFeature(Options):
+    """A feature that is 0 or 1."""
+
+    kind: Literal["binary"]
+
+
+class CategoricalFeature(Options):
+    """A feature with a public list of values."""
+
+    kind: Literal["categorical"]
+    values: tuple[str, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _values_differ(self) -> Self:
+        if len(set(self.values)) != len(self.values):
+            raise ValueError("values must differ from one another")
+        return self
+
+
+Feature = Annotated[
+    NumericFeature | BinaryFeature | CategoricalFeature, Field(discriminator="kind")
+]
+
+
+class Labels(Options):
+    """Section ``[labels]``: column names; cells hold 1, 0 or blank (unknown)."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model-input column: a numeric or binary feature, or one value of a categorical."""
+
+    feature: str
+    value: str | None = None
+
+
+class Task(Options):
+    """The whole of ``task.toml``."""
+
+    task: TaskInfo
+    split: SplitRule = SplitRule()
+    image: ImageSpec | None = None
+    text: TextSpec | None = None
+    features: dict[str, Feature] = {}
+    labels: Labels
+
+    @model_validator(mode="after")
+    def _columns_have_one_use(self) -> Self:
+        used = [self.task.patient, self.task.study, *self.features, *self.labels.names]
+        used += [part.column for part in (self.image, self.text) if part]
+        used += [self.split.column] if self.split.column else []
+        twice = sorted({name for name in used if used.count(name) > 1})
+        if twice:
+            raise ValueError(f"each column has one use, but these have two: {', '.join(twice)}")
+        if not self.features and self.image is None and self.text is None:
+            raise ValueError("expected at least one of [features.*], [image], [text]")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and validate a ``task.toml``; raises `ConfigError`."""
+        return cls.parse(read_toml(path), where=str(path))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the task's content (not of the file's layout)."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Model-input columns in order: features as written, categorical values as listed."""
+        return tuple(
+            Column(name, value)
+            for name, feature in self.features.items()
+            for value in (feature.values if isinstance(feature, CategoricalFeature) else (None,))
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that this task offers, out of image, tabular, text."""
+        offered = {"image": self.image, "tabular": self.features, "text": self.text}
+        return tuple(name for name, part in offered.items() if part)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `parse` turns into an equal task."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""Metrics, score histograms, intervals and the run report."""

@@ -1,0 +1,1 @@
+"""Layers shared by models; all of them safe for per-sample gradients."""

@@ -1,0 +1,63 @@
+"""Attention from linear layers and plain products: safe under hooks, vmap and autocast.
+
+A masked key gets exactly zero weight. Every row of a mask must leave at least one key.
+
+Shapes: B batch, Q queries, M keys, D width, H heads, E width of a head.
+"""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries to keys, with all projections of width D."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, query_BQD: Tensor, key_BMD: Tensor, keep_BM: Tensor | None = None) -> Tensor:
+        """Return [B, Q, D]; ``keep_BM`` is False at keys that must not be seen."""
+        q_BHQE = self._split(self.query(query_BQD))
+        key_BMD, value_BMD = self.key_value(key_BMD).chunk(2, dim=-1)
+        k_BHME, v_BHME = self._split(key_BMD), self._split(value_BMD)
+        scores_BHQM = q_BHQE @ k_BHME.transpose(-1, -2) / sqrt(q_BHQE.shape[-1])
+        if keep_BM is not None:
+            lowest = torch.finfo(scores_BHQM.dtype).min
+            scores_BHQM = scores_BHQM.masked_fill(~keep_BM[:, None, None, :], lowest)
+        mixed_BHQE = scores_BHQM.softmax(dim=-1) @ v_BHME
+        attended: Tensor = self.out(mixed_BHQE.transpose(1, 2).flatten(2))
+        return attended
+
+    def _split(self, x_BMD: Tensor) -> Tensor:
+        return x_BMD.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Sequential):
+    """Norm, linear to twice the width, GELU, linear back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+
+class SelfAttentionBlock(nn.Module):
+    """A pre-norm transformer block over [B, M, D]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        """Return [B, M, D]."""
+        normed = self.norm(x_BMD)
+        x_BMD = x_BMD + self.attention(normed, normed)
+        return x_BMD + self.feed_forward(x_BMD)

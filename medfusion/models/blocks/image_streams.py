@@ -1,0 +1,168 @@
+"""Two streams over an image, convolutions and tokens, that exchange at every stage.
+
+Shapes: B batch, C channels, H height, W width, N tokens, D token width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medfusion.models.blocks.attention import SelfAttentionBlock
+from medfusion.models.blocks.densenet import DenseStage, Stem, Transition, stem_stride
+from medfusion.models.blocks.exchange import MapToTokens, TokensToMap, pool_to
+from medfusion.models.blocks.fpn import FeaturePyramid
+from medfusion.models.blocks.learned import Places
+
+_PATCH = 4  # pixels of the stem's map per side of a patch
+_LARGEST_GRID = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSizes:
+    """Widths and depths of the image streams."""
+
+    stem: int
+    growth: int
+    bottleneck: int
+    layers: tuple[int, int, int, int]
+    width: int
+    heads: int
+
+
+class PatchTokens(nn.Module):
+    """Cuts the stem's map into patches, each a token."""
+
+    def __init__(self, channels: int, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self._size = (grid[0] * _PATCH, grid[1] * _PATCH)
+        self.project = nn.Conv2d(channels, width, _PATCH, _PATCH)
+        self.places = Places([grid], width)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return [B, N, D]."""
+        patches_BDHW = self.project(pool_to(x_BCHW, self._size))
+        tokens_BND: Tensor = patches_BDHW.flatten(2).transpose(1, 2)
+        return tokens_BND + self.places(x_BCHW)
+
+
+class TokenStream(nn.Module):
+    """The transformer stream: one block per stage, coupled to the maps unless ``exchange`` is off.
+
+    Parameters
+    ----------
+    channels
+        Width of the stem's map, then of each stage's.
+    width, heads, grid
+        D, heads of the attention, and the grid of the N tokens.
+    exchange
+        Couple the streams.
+    """
+
+    def __init__(
+        self, channels: list[int], width: int, heads: int, grid: tuple[int, int], *, exchange: bool
+    ) -> None:
+        super().__init__()
+        stem, *stages = channels
+        self.patches = PatchTokens(stem, width, grid)
+        self.blocks = nn.ModuleList(SelfAttentionBlock(width, heads) for _ in stages)
+        coupled = stages if exchange else []
+        self.to_tokens = nn.ModuleList(MapToTokens(c, width, grid) for c in coupled)
+        self.to_map = nn.ModuleList(TokensToMap(c, width, grid) for c in coupled)
+
+    def stage(self, number: int, x_BCHW: Tensor, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Take map and tokens through one stage of exchange and self-attention."""
+        if self.to_tokens:
+            tokens_BND = tokens_BND + self.to_tokens[number](x_BCHW)
+        tokens_BND = self.blocks[number](tokens_BND)
+        if self.to_map:
+            height, breadth = x_BCHW.shape[-2:]
+            x_BCHW = x_BCHW + self.to_map[number](tokens_BND, (height, breadth))
+        return x_BCHW, tokens_BND
+
+
+class ImageStreams(nn.Module):
+    """Image to tokens: DenseNet and transformer stages, a feature pyramid, one list of tokens.
+
+    Parameters
+    ----------
+    image_channels, image_size
+        Channels, and height and width in pixels, of the images.
+    sizes
+        Widths and depths.
+    attention_stream, exchange, fpn
+        The parts that can be switched off; see `MedFusionNetOptions`.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        image_size: tuple[int, int],
+        sizes: StreamSizes,
+        *,
+        attention_stream: bool,
+        exchange: bool,
+        fpn: bool,
+    ) -> None:
+        super().__init__()
+        stride = stem_stride(image_size)
+        self.stem = Stem(image_channels, sizes.stem, stride)
+        self.stages = nn.ModuleList()
+        self.transitions = nn.ModuleList()
+        channels = [sizes.stem]
+        for number, layers in enumerate(sizes.layers):
+            if number:
+                self.transitions.append(Transition(channels[-1]))
+            entering = self.transitions[-1].channels if number else sizes.stem
+            stage = DenseStage(
+                entering, layers=layers, growth=sizes.growth, bottleneck=sizes.bottleneck
+            )
+            self.stages.append(stage)
+            channels.append(stage.channels)
+        maps = _map_sizes(image_size, stride)
+        grid = _patch_grid(maps[0])
+        self.tokens = (
+            TokenStream(channels, sizes.width, sizes.heads, grid, exchange=exchange)
+            if attention_stream
+            else None
+        )
+        self._taps = (1, 2, 3) if fpn else (3,)
+        self.pyramid = FeaturePyramid([channels[tap + 1] for tap in self._taps], sizes.width)
+        self._grids = [_capped(maps[tap]) for tap in self._taps]
+        self.places = Places(self._grids + ([grid] if attention_stream else []), sizes.width)
+        self.norm = nn.LayerNorm(sizes.width)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Return tokens [B, N, D]: the pyramid's levels, finest first, then the token stream."""
+        x_BCHW = self.stem(image_BCHW)
+        tokens_BND = None if self.tokens is None else self.tokens.patches(x_BCHW)
+        taps = []
+        for number, stage in enumerate(self.stages):
+            x_BCHW = stage(self.transitions[number - 1](x_BCHW) if number else x_BCHW)
+            if self.tokens is not None and tokens_BND is not None:
+                x_BCHW, tokens_BND = self.tokens.stage(number, x_BCHW, tokens_BND)
+            if number in self._taps:
+                taps.append(x_BCHW)
+        levels = zip(self.pyramid(taps), self._grids, strict=True)
+        found = [pool_to(level, grid).flatten(2).transpose(1, 2) for level, grid in levels]
+        if tokens_BND is not None:
+            found.append(tokens_BND)
+        all_BND = torch.cat(found, dim=1)
+        normed_BND: Tensor = self.norm(all_BND + self.places(image_BCHW))
+        return normed_BND
+
+
+def _map_sizes(image_size: tuple[int, int], stride: int) -> list[tuple[int, int]]:
+    """Height and width of the four stages' maps (halving rounds up)."""
+    height, breadth = image_size
+    strides = [stride * 2**stage for stage in range(4)]
+    return [(-(-height // s), -(-breadth // s)) for s in strides]
+
+
+def _patch_grid(size: tuple[int, int]) -> tuple[int, int]:
+    """Grid of patch tokens for a stem's map of ``size``."""
+    return _capped((max(size[0] // _PATCH, 2), max(size[1] // _PATCH, 2)))
+
+
+def _capped(size: tuple[int, int]) -> tuple[int, int]:
+    return min(size[0], _LARGEST_GRID), min(size[1], _LARGEST_GRID)

@@ -1,0 +1,208 @@
+"""Notes to token ids and states, through `transformers`.
+
+On the model's side of the wire, id 0 pads and a real token is its vocabulary id plus one, so
+that the same rule holds for every vocabulary.
+
+Shapes: B batch, T tokens, S width of the encoder's states.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+)
+
+from medfusion.errors import ConfigError
+from medfusion.models.options import TextOptions
+from medfusion.models.seeding import seeded
+
+_TINY_SEED = 0  # public, and part of what "tiny" means: the run's seed does not change it
+_TINY_WIDTH = 64
+
+
+class TextEncoder(nn.Module):
+    """An encoder's last hidden states; frozen, or trained with exact per-sample gradients.
+
+    Attributes
+    ----------
+    width
+        S, the width of the states.
+    """
+
+    def __init__(self, options: TextOptions, max_tokens: int) -> None:
+        super().__init__()
+        self.encoder = _tiny(max_tokens) if options.encoder == "tiny" else _load(options.encoder)
+        self._frozen = options.freeze
+        self._arguments = set(inspect.signature(self.encoder.forward).parameters)
+        self._pad_id = int(self.encoder.config.pad_token_id or 0)
+        # RoBERTa and its kin count positions from after the padding id
+        embeddings = getattr(self.encoder, "embeddings", None)
+        counts_on = hasattr(embeddings, "create_position_ids_from_input_ids")
+        self._first_position = self._pad_id + 1 if counts_on else 0
+        self.width: int = self.encoder.config.hidden_size
+        self._make_per_sample_safe()
+        self._check(options.encoder, max_tokens)
+        self.encoder.requires_grad_(not options.freeze)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Return the states [B, T, S] of ids as `tokenizer` gives them."""
+        if self._frozen:
+            with torch.no_grad():
+                return self._states(tokens_BT)
+        return self._states(tokens_BT)
+
+    def _states(self, tokens_BT: Tensor) -> Tensor:
+        real_BT = tokens_BT > 0
+        ids_BT = torch.where(real_BT, tokens_BT - 1, self._pad_id)
+        length = tokens_BT.shape[1]
+        positions = torch.arange(length, device=tokens_BT.device) + self._first_position
+        # Lookups that broadcast over the batch would give wrong per-sample gradients.
+        lookups = {
+            "position_ids": positions.expand(tokens_BT.shape),
+            "token_type_ids": torch.zeros_like(tokens_BT),
+        }
+        lookups = {name: ids for name, ids in lookups.items() if name in self._arguments}
+        # A ready-made mask: to build one, transformers looks at the values of the batch.
+        dtype = next(self.encoder.parameters()).dtype
+        hidden_BT = (~real_BT).to(dtype) * torch.finfo(dtype).min
+        first = torch.arange(length, device=tokens_BT.device) == 0
+        hidden_BT = hidden_BT.masked_fill(first, 0.0)  # an empty note still attends to something
+        mask_B1TT = hidden_BT[:, None, None, :].expand(-1, 1, length, -1)
+        output = self.encoder(input_ids=ids_BT, attention_mask=mask_B1TT, **lookups)
+        states_BTS: Tensor = output.last_hidden_state
+        return states_BTS
+
+    def _make_per_sample_safe(self) -> None:
+        if hasattr(self.encoder, "pooler"):
+            self.encoder.pooler = None  # unused, so its parameters would get no gradient
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Embedding):
+                module.padding_idx = None  # autograd skips that row, Opacus does not
+
+    def _check(self, name: str, max_tokens: int) -> None:
+        """Refuse an encoder that is too short or that does not heed the mask."""
+        longest = getattr(self.encoder.config, "max_position_embeddings", None)
+        if longest is not None and max_tokens > longest - self._first_position:
+            raise ConfigError(
+                f"model.text.encoder = {name!r} reads at most {longest - self._first_position} "
+                f"tokens, but the task keeps max_tokens = {max_tokens}; lower it or change encoder"
+            )
+        width = min(4, max_tokens)
+        ids = torch.ones(1, width, dtype=torch.long) + self._pad_id
+        ids[:, width // 2 :] = 0
+        with torch.no_grad():
+            try:
+                heard, self._pad_id = self._states(ids), self._pad_id + 1
+                other, self._pad_id = self._states(ids), self._pad_id - 1
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"model.text.encoder = {name!r}: {type(self.encoder).__name__} cannot be "
+                    "called like BERT; choose an encoder of the BERT or RoBERTa family"
+                ) from error
+        if not torch.equal(heard[:, : width // 2], other[:, : width // 2]):
+            raise ConfigError(
+                f"model.text.encoder = {name!r}: {type(self.encoder).__name__} lets padding "
+                "change a note; choose an encoder of the BERT or RoBERTa family"
+            )
+
+
+def tokenizer(
+    options: TextOptions, max_tokens: int
+) -> Callable[[Sequence[str | None]], NDArray[np.int64]]:
+    """Return a function from N notes (None or blank: missing) to ids int64 [N, max_tokens].
+
+    Longer notes are cut; shorter and missing ones are padded with 0.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder's tokenizer is not on this machine.
+    """
+    if options.encoder == "tiny":
+        pieces: Any = BertTokenizer(vocab={piece: i for i, piece in enumerate(_vocabulary())})
+    else:
+        pieces = _from_local(AutoTokenizer, options.encoder)
+
+    def tokenize(notes: Sequence[str | None]) -> NDArray[np.int64]:
+        ids = np.zeros((len(notes), max_tokens), np.int64)
+        rows = [row for row, note in enumerate(notes) if note and note.strip()]
+        if rows:
+            texts = [notes[row] for row in rows]
+            encoded = pieces(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            for row, found in zip(rows, encoded, strict=True):
+                ids[row, : len(found)] = np.asarray(found) + 1
+        return ids
+
+    return tokenize
+
+
+def _vocabulary() -> list[str]:
+    text = files("medfusion.models").joinpath("vocabulary.json").read_text(encoding="utf-8")
+    pieces: list[str] = json.loads(text)["pieces"]
+    return pieces
+
+
+def _tiny(max_tokens: int) -> nn.Module:
+    """Build a small BERT with random weights that keep words apart.
+
+    Its states are mostly a random code of the token, a little of its neighbours and place.
+    """
+    config = BertConfig(
+        vocab_size=len(_vocabulary()),
+        hidden_size=_TINY_WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=2 * _TINY_WIDTH,
+        max_position_embeddings=max_tokens,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.1,
+    )
+    config._attn_implementation = "eager"
+    with seeded(_TINY_SEED):
+        model: nn.Module = BertModel(config, add_pooling_layer=False)
+        with torch.no_grad():
+            model.embeddings.word_embeddings.weight.mul_(10.0)  # unit scale, positions at a tenth
+    return model
+
+
+def _load(name: str) -> nn.Module:
+    """Load an encoder's weights in float32, without dropout (its draws would not be named)."""
+    config = _from_local(AutoConfig, name)
+    for key, value in config.to_dict().items():
+        if "dropout" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+    model: nn.Module = _from_local(
+        AutoModel,
+        name,
+        config=config,
+        attn_implementation="eager",
+        use_safetensors=True,
+        dtype=torch.float32,
+    )
+    return model
+
+
+def _from_local(kind: Any, name: str, **settings: Any) -> Any:
+    """Call ``from_pretrained`` on files of this machine only: a run never downloads by itself."""
+    try:
+        return kind.from_pretrained(name, local_files_only=True, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.text.encoder = {name!r}: expected 'tiny', a folder written by save_pretrained "
+            f"(safetensors), or a hub id fetched before with `hf download {name}`"
+        ) from error

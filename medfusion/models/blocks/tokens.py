@@ -1,0 +1,84 @@
+"""From inputs to what the head attends to: a memory of tokens for each modality.
+
+Every memory begins with a learned state token, one of two: the modality is there, or it is
+not. It is never masked, so no row of a mask is empty and an absent modality still has a say;
+it is the learned missing-token.
+
+Shapes: B batch, N tokens, M = 1 + N, K columns, V values of a column (3 + L), T text tokens,
+S width of the text encoder's states, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medfusion.data.encode import MISSING, SELECTED
+from medfusion.models.blocks.learned import scaled_embedding
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Tokens [B, M, D] of one modality; ``keep`` [B, M] is False where a token is masked."""
+
+    tokens: Tensor
+    keep: Tensor
+
+
+class StateToken(nn.Module):
+    """Puts the learned state token before a modality's tokens and masks those of an absent one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table = scaled_embedding(2, width, 0.5)
+
+    def forward(self, tokens_BND: Tensor, keep_BN: Tensor, present_B: Tensor) -> Memory:
+        """Return the memory of 1 + N tokens."""
+        present_B1 = present_B[:, None]
+        state_B1D = self.table(present_B1.long())
+        return Memory(
+            torch.cat([state_B1D, tokens_BND], dim=1),
+            torch.cat([torch.ones_like(present_B1), keep_BN & present_B1], dim=1),
+        )
+
+
+class TabularTokens(nn.Module):
+    """A token per column: an affine map of its own of the column's value, flags and indicators.
+
+    The rows of a column's map are, in order: of the value, of the missing flag (the learned
+    missing embedding), of the selected flag (the column's bias), and of each label's indicator.
+    Columns that are not selected are masked, which is not the same as missing; without a single
+    known column the modality is absent.
+    """
+
+    def __init__(self, columns: int, column_values: int, width: int) -> None:
+        super().__init__()
+        # A grouped convolution would do, but its hooks compute all K x K blocks to keep K.
+        self.maps = scaled_embedding(columns, column_values * width, 0.5)
+        self.norm = nn.LayerNorm(width)
+        self.state = StateToken(width)
+        self._shape = (column_values, width)
+
+    def forward(self, x_BKV: Tensor) -> Memory:
+        """Return the memory of 1 + K tokens."""
+        columns = torch.arange(x_BKV.shape[1], device=x_BKV.device)
+        maps_BKVD = self.maps(columns.expand(x_BKV.shape[0], -1)).unflatten(-1, self._shape)
+        tokens_BKD = (x_BKV.unsqueeze(-2) @ maps_BKVD).squeeze(-2)
+        selected_BK = x_BKV[..., SELECTED] > 0
+        known_BK = selected_BK & (x_BKV[..., MISSING] == 0)
+        return self.state(self.norm(tokens_BKD), selected_BK, known_BK.any(dim=1))
+
+
+class TextTokens(nn.Module):
+    """A token per text token: a projection of the encoder's state."""
+
+    def __init__(self, state_width: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(state_width, width)
+        self.norm = nn.LayerNorm(width)
+        self.state = StateToken(width)
+
+    def forward(self, states_BTS: Tensor, tokens_BT: Tensor) -> Memory:
+        """Return the memory of 1 + T tokens; padding is masked."""
+        keep_BT = tokens_BT > 0
+        return self.state(self.norm(self.project(states_BTS)), keep_BT, keep_BT.any(dim=1))

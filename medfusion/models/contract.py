@@ -1,0 +1,55 @@
+"""What every model keeps to, and what follows for its state.
+
+1. ``forward(inputs) -> logits [B, L]``; ``inputs`` holds the keys of the model's modalities:
+   ``image`` float32 [B, C, H, W], ``image_present`` bool [B], ``tabular`` float32
+   [B, K, 3 + L], ``tokens`` int64 [B, T] (0 pads; all 0: no note).
+2. A row of the output depends on that row of the inputs alone.
+3. Parameters live in leaf layers that receive one tensor; activations are out of place; lookups
+   are expanded to [B, n]. So Opacus' hooks and `torch.func.vmap` agree on per-sample gradients.
+4. Every trainable parameter takes part in every step, whatever is missing from the batch.
+"""
+
+import hashlib
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from medfusion.models.spec import FeatureAxis, InputSpec
+
+
+class Model(nn.Module):
+    """A network from the inputs of a task to one logit per label."""
+
+    @abstractmethod
+    def __init__(self, options: object, spec: InputSpec, modalities: tuple[str, ...]) -> None:
+        super().__init__()
+        self.modalities = modalities
+
+    @abstractmethod
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the logits [B, L]."""
+
+    @abstractmethod
+    def feature_rows(self) -> dict[str, FeatureAxis]:
+        """Parameters that are indexed by tabular columns, by name, and along which axis."""
+
+
+def trainable_state(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that training changes and that travel, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def frozen_sha256(model: nn.Module) -> str:
+    """Hex digest of the names, types, shapes and values of all frozen parameters.
+
+    The digest of a model without frozen parameters is that of the empty string.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.named_parameters()):
+        if value.requires_grad:
+            continue
+        data = value.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

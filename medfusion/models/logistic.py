@@ -1,0 +1,35 @@
+"""Logistic regression on the tabular columns: the smallest registered model.
+
+Shapes: B batch, K columns, V values of a column (3 + L), L labels.
+"""
+
+from torch import Tensor, nn
+
+from medfusion.data.encode import SELECTED
+from medfusion.models.contract import Model
+from medfusion.models.options import LogisticOptions
+from medfusion.models.spec import FeatureAxis, InputSpec
+
+
+class Logistic(Model):
+    """One linear layer; the weights start at zero, since the loss is convex."""
+
+    def __init__(
+        self, options: LogisticOptions, spec: InputSpec, modalities: tuple[str, ...]
+    ) -> None:
+        super().__init__(options, spec, modalities)
+        self._width = spec.column_values
+        self.linear = nn.Linear(spec.columns * self._width, spec.labels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the logits [B, L]; the missing flags of unselected columns are hidden."""
+        x_BKV = inputs["tabular"]
+        selected_BK1 = x_BKV[..., SELECTED : SELECTED + 1]
+        logits: Tensor = self.linear((x_BKV * selected_BK1).flatten(1))
+        return logits
+
+    def feature_rows(self) -> dict[str, FeatureAxis]:
+        """The weight [L, K * V] is indexed by columns along its second axis."""
+        return {"linear.weight": FeatureAxis(1, self._width)}

@@ -1,0 +1,92 @@
+"""The models by name. Adding one: its module, its options in `options.py`, a line in `MODELS`.
+
+Importing this file loads no torch; a model's module is imported when it is built.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medfusion.data.task import Task
+from medfusion.errors import ConfigError
+from medfusion.models.options import LogisticOptions, MedFusionNetOptions, ModelOptions
+from medfusion.models.spec import input_spec
+
+if TYPE_CHECKING:
+    from medfusion.models.contract import Model
+
+Tokenizer = Callable[[Sequence[str | None]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered model: its options, and the module and class that build it."""
+
+    options: type[MedFusionNetOptions] | type[LogisticOptions]
+    module: str
+    class_name: str
+
+
+MODELS: dict[str, Entry] = {
+    "medfusion_net": Entry(MedFusionNetOptions, "medfusion.models.medfusion_net", "MedFusionNet"),
+    "logistic": Entry(LogisticOptions, "medfusion.models.logistic", "Logistic"),
+}
+
+
+def modalities_of(options: ModelOptions, task: Task) -> tuple[str, ...]:
+    """Return the modalities that the model will read, in the order image, tabular, text.
+
+    Raises
+    ------
+    ConfigError
+        If the options ask for a modality that the task does not offer.
+    """
+    asked = options.modalities
+    if asked is None:
+        return task.modalities
+    absent = [name for name in asked if name not in task.modalities]
+    if absent:
+        raise ConfigError(
+            f"model {options.name!r} reads {', '.join(absent)}, but task {task.task.name!r} "
+            f"offers only {', '.join(task.modalities)}; choose other modalities or extend the task"
+        )
+    return asked
+
+
+def build_model(options: ModelOptions, task: Task, *, seed: int) -> "Model":
+    """Build a model with its initial weights.
+
+    Parameters
+    ----------
+    options
+        Section ``[model]`` of the run.
+    task
+        The task, which fixes the sizes of inputs and outputs.
+    seed
+        Public seed of the initial weights: the same seed gives the same weights, and the global
+        random number generator is left as it was.
+
+    Raises
+    ------
+    ConfigError
+        If the task lacks a modality that the options ask for, or the text encoder cannot be used.
+    """
+    from medfusion.models.seeding import seeded
+
+    modalities = modalities_of(options, task)
+    entry = MODELS[options.name]
+    model_class: type[Model] = getattr(import_module(entry.module), entry.class_name)
+    with seeded(seed):
+        return model_class(options, input_spec(task), modalities)
+
+
+def build_tokenizer(options: ModelOptions, task: Task) -> Tokenizer | None:
+    """Return the tokenizer that fits the model's text encoder; None if it reads no text."""
+    if not isinstance(options, MedFusionNetOptions) or "text" not in modalities_of(options, task):
+        return None
+    from medfusion.models.blocks.text_encoder import tokenizer
+
+    return tokenizer(options.text, input_spec(task).max_tokens)

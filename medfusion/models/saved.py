@@ -1,0 +1,78 @@
+"""A model on disk: ``model.safetensors`` (trainable weights) beside ``model.json``."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medfusion.data.task import Task
+from medfusion.data.thresholds import Selection
+from medfusion.errors import ConfigError, DataError
+from medfusion.models.contract import Model, trainable_state
+from medfusion.models.options import ModelOptions
+from medfusion.models.registry import build_model
+
+_OPTIONS: TypeAdapter[ModelOptions] = TypeAdapter(
+    Annotated[ModelOptions, Field(discriminator="name")]
+)
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model that can be used: network with weights, task, and how features were selected."""
+
+    module: Model
+    options: ModelOptions
+    task: Task
+    selection: Selection | None
+    selection_method: Literal["federated", "local", "none"]
+    top_n: int
+    card: dict[str, Any]
+
+
+def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write weights and card; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / ".model.safetensors.partial"
+    save_file({name: state[name].contiguous() for name in sorted(state)}, weights)
+    text = folder / ".model.json.partial"
+    text.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(weights, folder / "model.safetensors")
+    os.replace(text, folder / "model.json")
+
+
+def load_model(folder: Path) -> SavedModel:
+    """Read a model folder.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged, or the weights are not this model's.
+    """
+    try:
+        card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "model.safetensors")
+        task = Task.parse(card["task"], where=f"{folder}/model.json")
+        options = _OPTIONS.validate_python(card["model"])
+        chosen = card["selection"]
+        selection = Selection.from_json(chosen, task) if chosen else None
+        method, top_n, seed = card["selection_method"], card["top_n"], card["seed"]
+    except FileNotFoundError as error:
+        name = Path(str(error.filename)).name
+        raise DataError(f"{folder}: no {name}; expected a model folder of a finished run") from None
+    except (SafetensorError, ValidationError, ValueError, KeyError, ConfigError) as error:
+        raise DataError(f"{folder}: not a model that this version can read: {error}") from None
+    module = build_model(options, task, seed=seed)
+    shapes = {name: tuple(p.shape) for name, p in trainable_state(module).items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        raise DataError(f"{folder}: the weights are not those of the model in model.json")
+    module.load_state_dict(state, strict=False)
+    module.eval()
+    return SavedModel(module, options, task, selection, method, top_n, card)

@@ -1,0 +1,58 @@
+"""What a model is told about its inputs. Free of torch, so that reading a config stays fast."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from medfusion.data.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """Public sizes of the model's inputs and outputs.
+
+    Attributes
+    ----------
+    columns
+        K, the number of tabular input columns (0: the task has no features).
+    labels
+        L, the number of labels, which is also the number of logits.
+    image_channels
+        Channels of an image (0: the task has no images).
+    image_size
+        Height and width in pixels ((0, 0): the task has no images).
+    max_tokens
+        T, the tokens kept of a note (0: the task has no notes).
+    """
+
+    columns: int
+    labels: int
+    image_channels: int
+    image_size: tuple[int, int]
+    max_tokens: int
+
+    @property
+    def column_values(self) -> int:
+        """Numbers that describe one column: value, missing, selected, one indicator per label."""
+        return 3 + self.labels
+
+
+class FeatureAxis(NamedTuple):
+    """Where a parameter is indexed by tabular columns.
+
+    Along ``axis``, column k owns the entries ``[k * width, (k + 1) * width)``; the axis has
+    K * width entries.
+    """
+
+    axis: int
+    width: int
+
+
+def input_spec(task: Task) -> InputSpec:
+    """Sizes that follow from the task alone."""
+    return InputSpec(
+        columns=len(task.columns),
+        labels=len(task.labels.names),
+        image_channels=task.image.channels if task.image else 0,
+        image_size=task.image.size if task.image else (0, 0),
+        max_tokens=task.text.max_tokens if task.text else 0,
+    )

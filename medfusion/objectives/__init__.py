@@ -1,0 +1,1 @@
+"""Losses and predictions, one module per kind of task."""

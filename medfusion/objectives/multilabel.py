@@ -1,0 +1,48 @@
+"""Multilabel objective: independent binary labels, some of them unknown.
+
+B batch, L labels.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def per_sample_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """Return each sample's binary cross-entropy, summed over its known labels, over L.
+
+    The denominator is the task's number of labels, not the batch's number of known ones, so
+    that no sample's loss depends on another sample.
+
+    Parameters
+    ----------
+    logits
+        Real [B, L], of any floating type; the loss is computed in float32.
+    labels
+        Float32 [B, L], 0 or 1; 0 where unknown.
+    known
+        Float32 [B, L], 1 where the label is known, else 0.
+
+    Returns
+    -------
+    Tensor
+        Float32 [B].
+    """
+    losses = functional.binary_cross_entropy_with_logits(
+        logits.float(), labels, weight=known, reduction="none"
+    )
+    return losses.mean(dim=1)
+
+
+def mean_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """Return the mean of `per_sample_loss` over the batch, a float32 scalar.
+
+    One operation instead of three, which counts where a whole step takes a tenth of a
+    millisecond.
+    """
+    return functional.binary_cross_entropy_with_logits(logits.float(), labels, weight=known)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each label, float32 [B, L]."""
+    return torch.sigmoid(logits.float())

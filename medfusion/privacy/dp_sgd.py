@@ -1,0 +1,227 @@
+"""Steps of differentially private SGD: clip each patient's gradient, sum, add noise [1]_.
+
+Opacus computes per-sample gradients (hooks) and clips and noises them (`DPOptimizer`), set up
+from a `DpPlan` and from nothing else. What this module adds holds a patient's contribution to
+a step at C in cases that Opacus leaves open.
+
+======================================  ===================================================
+case                                    what happens
+======================================  ===================================================
+gradient in bfloat16                    cast to float32 before norms, clipping and sums
+gradient with an infinity or NaN        that patient contributes zero
+parameter that a batch did not use      zero per-sample gradients, noise as usual
+empty batch                             no forward pass; a step of noise alone
+logical batch above the physical one    clipped sums add up over chunks, noise comes once
+chunk that does not fit on the GPU      the physical batch is halved, that chunk repeated
+layer that mixes or hides samples       refused before the first update
+======================================  ===================================================
+
+References
+----------
+.. [1] Abadi et al., "Deep learning with differential privacy", CCS 2016.
+"""
+
+from collections.abc import Callable
+from math import isfinite
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from medfusion.errors import FederationError
+from medfusion.privacy.plan import DpPlan
+
+# Per-sample gradients add up to the batch's gradient: float32 does so to 1e-5 or better,
+# bfloat16 to 1e-2. A weight that is read outside its layer is off by half or more.
+_MISMATCH = 0.05
+
+
+class PrivateSteps:
+    """A model and its optimiser, taking private steps until closed.
+
+    Use as a context manager: on leaving, the model is plain again, without hooks and without
+    any patient's gradient.
+
+    Parameters
+    ----------
+    model
+        On its device, in training mode; parameters that require no gradient stay as they are.
+    optimizer
+        Any optimiser over the model's trainable parameters.
+    plan
+        Clip, noise and denominator.
+    generator
+        Private; on the model's device. The noise comes from it.
+    physical_batch
+        Most samples in one forward and backward pass.
+    before_update
+        Called once the noised mean gradient is in place, before the optimiser moves weights:
+        what it changes is post-processing as long as it reads weights and gradients only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        plan: DpPlan,
+        *,
+        generator: torch.Generator,
+        physical_batch: int,
+        before_update: Callable[[], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._physical_batch = physical_batch
+        # Any: Opacus hangs attributes of its own on parameters.
+        self._parameters: dict[str, Any] = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        # "sum": the loss that we differentiate is a sum over samples, each of its own.
+        self._hooks = GradSampleHooks(model, loss_reduction="sum")
+        self._optimizer = DPOptimizer(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.max_grad_norm,
+            expected_batch_size=plan.expected_batch,
+            loss_reduction="mean",  # divides by the expected batch, never by the drawn one
+            generator=generator,
+        )
+        if before_update is not None:
+            self._optimizer.attach_step_hook(lambda _: before_update())
+        self._checked = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._hooks.cleanup()
+        self._forget_samples()
+        for parameter in self._parameters.values():
+            parameter.grad = None
+            del parameter.summed_grad
+
+    def step(self, index: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+        """Take one step on the drawn samples; returns the sum of their losses (a secret).
+
+        Parameters
+        ----------
+        index
+            Int64 [b], the drawn samples, at most one of each patient; may be empty.
+        losses
+            Maps some of ``index``, [c], to their losses, float32 [c]. Each loss depends on its
+            own sample alone.
+        """
+        totals = {n: torch.zeros_like(p) for n, p in self._parameters.items()}
+        loss = torch.zeros((), device=next(iter(totals.values())).device)
+        done = 0
+        while done < len(index):
+            chunk = index[done : done + self._physical_batch]
+            part = None
+            try:
+                part = self._clip(chunk, losses)
+            except torch.OutOfMemoryError:
+                pass  # dealt with below, where the exception no longer holds the pass's tensors
+            if part is None:
+                self._halve()
+                continue
+            for name, parameter in self._parameters.items():
+                totals[name] += parameter.summed_grad
+            loss += part
+            done += len(chunk)
+        for name, parameter in self._parameters.items():
+            parameter.summed_grad = totals[name]
+            parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
+        self._optimizer.step()  # has nothing left to clip: adds noise, divides, updates
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _clip(self, chunk: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+        """Leave the sum of the chunk's clipped gradients in each ``summed_grad``."""
+        try:
+            loss_B = losses(chunk)
+            loss_B.sum().backward()
+            gradients = {n: self._per_sample(n, len(chunk)) for n in self._parameters}
+            if not self._checked:
+                self._check(gradients)
+            _silence_non_finite(list(gradients.values()))
+            for name, parameter in self._parameters.items():
+                parameter.grad_sample = gradients[name]
+                parameter.summed_grad = None
+            self._optimizer.clip_and_accumulate()
+            return loss_B.detach().nan_to_num(0.0, 0.0, 0.0).sum()
+        finally:
+            self._forget_samples()
+            self._optimizer.original_optimizer.zero_grad(set_to_none=True)
+
+    def _per_sample(self, name: str, samples: int) -> Tensor:
+        """Return a parameter's per-sample gradients, float32 [samples, *shape]."""
+        parameter = self._parameters[name]
+        gradient = parameter.grad_sample
+        if gradient is None:  # some use of it did not reach the loss, or none did
+            gradient = getattr(parameter, "_current_grad_sample", None)
+        if gradient is None:
+            return parameter.new_zeros(samples, *parameter.shape)
+        if gradient.shape[0] != samples:
+            raise FederationError(
+                f"parameter {name!r} cannot be trained privately: expected gradients of "
+                f"{samples} samples, found {gradient.shape[0]} rows; keep the batch in the first "
+                "dimension of every layer's input"
+            )
+        assert isinstance(gradient, Tensor)
+        return gradient.float()
+
+    def _check(self, gradients: dict[str, Tensor]) -> None:
+        """Refuse, once, a model with gradients that the hooks do not see."""
+        for name, gradient in gradients.items():
+            found, expected = gradient.sum(0), self._parameters[name].grad
+            expected = torch.zeros_like(found) if expected is None else expected
+            difference = float((found - expected).norm())
+            if not isfinite(difference):
+                return  # says nothing: look at the next batch
+            if difference > _MISMATCH * float(gradient.norm() + expected.norm()):
+                raise FederationError(
+                    f"parameter {name!r} cannot be trained privately: its per-sample gradients "
+                    "do not add up to its gradient; use it through its own layer only, with one "
+                    "tensor as input"
+                )
+        self._checked = True
+
+    def _halve(self) -> None:
+        if self._physical_batch == 1:
+            raise FederationError("one study does not fit into GPU memory: use a smaller model")
+        self._physical_batch //= 2
+        torch.cuda.empty_cache()
+
+    def _forget_samples(self) -> None:
+        """Drop what the hooks keep of samples, also after a pass that was cut short."""
+        for module in self._model.modules():
+            for name in ("activations", "max_batch_len"):
+                if name in module.__dict__:
+                    delattr(module, name)
+        for parameter in self._parameters.values():
+            if hasattr(parameter, "_current_grad_sample"):
+                del parameter._current_grad_sample
+            if hasattr(parameter, "_forward_counter"):
+                parameter._forward_counter = 0
+                parameter.grad_sample = None
+
+
+def _silence_non_finite(gradients: list[Tensor]) -> None:
+    """Set to zero, in place, every parameter's gradient of a sample with an infinity or NaN."""
+    sums = torch.stack([gradient.reshape(len(gradient), -1).sum(1) for gradient in gradients])
+    # A sum is finite only if all its terms are. One that overflows belongs to a gradient whose
+    # norm would overflow as well and be clipped to zero.
+    finite = sums.isfinite().all(dim=0)
+    if not bool(finite.all()):
+        for gradient in gradients:
+            gradient[~finite] = 0

@@ -1,0 +1,37 @@
+"""Section ``[privacy]`` of a run."""
+
+from math import isclose
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from medfusion.options import Options
+
+
+class Shares(Options):
+    """How a site's epsilon is shared out; what a run does not release gives its share back."""
+
+    selection: float = Field(default=0.1, gt=0, lt=1)
+    training: float = Field(default=0.8, gt=0, lt=1)
+    metrics: float = Field(default=0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.selection + self.training + self.metrics
+        if not isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"expected shares that sum to 1, found {total:g}")
+        return self
+
+
+class PrivacyOptions(Options):
+    """Patient-level differential privacy of a run, at each site.
+
+    ``target_epsilon`` has no bounds here, because what is possible depends on the site's
+    patients and on the run's steps: `medfusion.privacy.plan.make_plan` refuses an impossible
+    one and names the nearest that is possible.
+    """
+
+    enabled: bool = True
+    target_epsilon: float = 8.0
+    shares: Shares = Shares()
+    max_grad_norm: float = Field(default=1.0, gt=0)

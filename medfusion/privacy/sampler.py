@@ -1,0 +1,89 @@
+"""Batches of studies: the patient is what is drawn, and brings one of its studies."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from medfusion.errors import DataError
+
+
+def poisson_batches(
+    patients: Tensor, *, sample_rate: float, steps: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield ``steps`` batches that each patient enters independently, at ``sample_rate``.
+
+    A drawn patient contributes one of its studies, all equally likely, chosen independently of
+    everybody else. Batches differ in size and may be empty; an empty one is a step all the
+    same, whose noise must not be left out.
+
+    Parameters
+    ----------
+    patients
+        Int64 [N], each study's patient.
+    sample_rate
+        Probability with which a patient enters a batch, 0 < sample_rate <= 1.
+    generator
+        A private CPU generator: knowing who was drawn undoes amplification by sampling.
+
+    Yields
+    ------
+    Tensor
+        Int64 [b], indices of studies, ordered by patient.
+    """
+    studies = _StudiesByPatient(patients)
+    for _ in range(steps):
+        # Doubles: with floats, rates would be rounded to multiples of 2 ** -24.
+        draws = torch.rand(studies.patients, dtype=torch.float64, generator=generator)
+        choice = studies.choose(generator)  # for all, so that a choice hangs on nobody's draw
+        yield choice[draws < sample_rate]
+
+
+def epoch_batches(
+    patients: Tensor, *, batch_size: int, steps: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield ``steps`` batches from passes over shuffled patients, one study of each per pass.
+
+    The last batch of a pass holds what is left; the next pass shuffles and chooses anew.
+
+    Parameters
+    ----------
+    patients
+        Int64 [N], each study's patient.
+
+    Yields
+    ------
+    Tensor
+        Int64 [b], indices of studies, 1 <= b <= ``batch_size``.
+
+    Raises
+    ------
+    DataError
+        If there are no studies.
+    """
+    studies = _StudiesByPatient(patients)
+    if not studies.patients:
+        raise DataError("expected at least one training study, found none: nothing to train on")
+    taken = count()
+    while True:
+        order = torch.randperm(studies.patients, generator=generator)
+        for batch in studies.choose(generator)[order].split(batch_size):
+            if next(taken) >= steps:
+                return
+            yield batch
+
+
+class _StudiesByPatient:
+    """Indices of studies, grouped by patient."""
+
+    def __init__(self, patients: Tensor) -> None:
+        _, self._counts = torch.unique(patients, sorted=True, return_counts=True)
+        self._order = torch.argsort(patients, stable=True)
+        self._starts = self._counts.cumsum(0) - self._counts
+        self.patients = len(self._counts)
+
+    def choose(self, generator: torch.Generator) -> Tensor:
+        """Return one study of each patient, int64 [patients]."""
+        draws = torch.rand(self.patients, dtype=torch.float64, generator=generator)
+        return self._order[self._starts + (draws * self._counts).long()]

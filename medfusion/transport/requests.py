@@ -1,0 +1,162 @@
+"""The typed requests that a Node serves, and how each travels in a Flower message.
+
+A request is data only: settings are validated by the Node against its own installed classes;
+no code, pickle or path comes from the wire.
+
+=============  =================  ==========================================
+request        message type       reply
+=============  =================  ==========================================
+describe       query.describe     `SiteDescription`
+select         query.select       histograms (array ``histograms``)
+train          train              trainable state, ``num-examples``
+evaluate       evaluate           score histograms (array ``histograms``)
+deliver        query.deliver      nothing but the acknowledgement
+=============  =================  ==========================================
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_args
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import Field
+
+from medfusion.data.selection_options import SelectionOptions
+from medfusion.errors import ConfigError, DataError, FederationError, MedFusionError
+from medfusion.models.options import ModelOptions
+from medfusion.options import Options
+from medfusion.privacy.options import PrivacyOptions
+from medfusion.training.options import TrainingOptions
+
+RequestKind = Literal["describe", "select", "train", "evaluate", "deliver"]
+
+MESSAGE_TYPES: dict[RequestKind, str] = {
+    "describe": "query.describe",
+    "select": "query.select",
+    "train": "train",
+    "evaluate": "evaluate",
+    "deliver": "query.deliver",
+}
+
+# Names of the records in a message: Flower's strategies expect the first three.
+ARRAYS, CONFIG, METRICS, REPLY = "arrays", "config", "metrics", "reply"
+REQUEST_KEY, ROUND_KEY, MU_KEY = "request", "server-round", "proximal-mu"
+WEIGHT_KEY, LOSS_KEY = "num-examples", "train_loss"
+_HISTOGRAMS = "histograms"
+
+
+class RunSettings(Options):
+    """What a run asks of every site; the same in each of its requests."""
+
+    run_id: str
+    seed: int
+    rounds: int = Field(ge=1)
+    evaluations: int = Field(ge=1)
+    task_sha256: str
+    model: Annotated[ModelOptions, Field(discriminator="name")]
+    selection: SelectionOptions
+    training: TrainingOptions
+    privacy: PrivacyOptions
+    report_loss: bool = False
+
+
+class Request(Options):
+    """A request without its arrays; ``selection`` and ``card`` are plain JSON data."""
+
+    settings: RunSettings | None = None
+    selection: dict[str, Any] | None = None
+    card: dict[str, Any] | None = None
+
+
+class SiteDescription(Options):
+    """The public facts of a site."""
+
+    site: str
+    task: dict[str, Any]
+    patients_public: int
+    delta: float
+    max_epsilon: float
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as it reached the Node."""
+
+    request: Request
+    round: int
+    proximal_mu: float
+    arrays: ArrayRecord | None
+
+    @classmethod
+    def parse(cls, content: RecordDict) -> Self:
+        """Read a message's content; raises `ConfigError` on anything unknown."""
+        config = content.config_records[CONFIG]
+        return cls(
+            request=Request.parse(json.loads(str(config[REQUEST_KEY])), where="request"),
+            round=int(str(config.get(ROUND_KEY, 0))),
+            proximal_mu=float(str(config.get(MU_KEY, 0.0))),
+            arrays=content.array_records.get(ARRAYS),
+        )
+
+
+def request_config(request: Request) -> ConfigRecord:
+    """Return the config record that carries ``request``."""
+    return ConfigRecord({REQUEST_KEY: request.model_dump_json()})
+
+
+def request_content(request: Request, arrays: ArrayRecord | None = None) -> RecordDict:
+    """Return the content of a message that carries ``request``."""
+    content = RecordDict({CONFIG: request_config(request)})
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    return content
+
+
+def reply_with(data: dict[str, Any]) -> RecordDict:
+    """Return a reply that carries JSON data only."""
+    return RecordDict({REPLY: ConfigRecord({"json": json.dumps(data)})})
+
+
+def read_reply(content: RecordDict) -> dict[str, Any]:
+    """Return the JSON data of a reply."""
+    data = json.loads(str(content.config_records[REPLY]["json"]))
+    assert isinstance(data, dict)
+    return data
+
+
+def histogram_reply(histograms: NDArray[Any], weight: int) -> RecordDict:
+    """Return a reply that carries one array of histograms."""
+    return RecordDict(
+        {
+            ARRAYS: ArrayRecord({_HISTOGRAMS: Array(histograms)}),
+            METRICS: MetricRecord({WEIGHT_KEY: weight}),
+        }
+    )
+
+
+def read_histograms(content: RecordDict) -> NDArray[Any]:
+    """Return the array of a histogram reply."""
+    return content.array_records[ARRAYS][_HISTOGRAMS].numpy()
+
+
+_ERRORS: dict[str, type[MedFusionError]] = {
+    error.__name__: error for error in (ConfigError, DataError, FederationError)
+}
+
+
+def error_reply(error: MedFusionError) -> RecordDict:
+    """Return a reply that carries an error; our messages hold no patient data."""
+    name = next((name for name, cls in _ERRORS.items() if isinstance(error, cls)), "DataError")
+    return RecordDict({REPLY: ConfigRecord({"error": name, "message": str(error)})})
+
+
+def read_error(content: RecordDict) -> MedFusionError | None:
+    """Return the error that a reply carries, if it carries one."""
+    record = content.config_records.get(REPLY)
+    if record is None or "error" not in record:
+        return None
+    return _ERRORS.get(str(record["error"]), FederationError)(str(record["message"]))
+
+
+assert set(MESSAGE_TYPES) == set(get_args(RequestKind))

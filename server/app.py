@@ -1,0 +1,57 @@
+"""The coordinator's Flower app: the very one that simulation and deployment run.
+
+Two settings tell it what to do, ``config`` (a resolved ``config.toml``) and ``out`` (the run
+folder); both are paths on the coordinator's own machine.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from medfusion.config import load_config
+from medfusion.data.task import Task
+from server.checkpoint import CheckpointStore
+from server.progress import RunProgress
+from server.results import model_card, site_plans, write_results
+from server.roster import Roster, call_roll
+from server.rounds import RoundLoop, run_settings
+from server.strategies import build_strategy
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federation from roll call to report."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # the strategies log each step
+    config = load_config(Path(str(context.run_config["config"])))
+    folder = Path(str(context.run_config["out"]))
+    simulated = bool(context.run_config.get("simulated", False))
+    task = Task.load(config.run.task)
+    strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
+    roster = call_roll(grid, config, task)
+    plans = site_plans(config, task, roster.sites)
+    fingerprint = _fingerprint(run_settings(config, task).run_id, roster)
+    store = CheckpointStore(folder / "checkpoint", fingerprint)
+    with RunProgress(Console(stderr=True)) as progress:
+        for name, plan in plans.items():
+            for warning in plan.warnings:
+                progress.warn(f"site {name}: {warning}")
+        loop = RoundLoop(grid, config, task, strategy, plans, store, progress)
+        outcome = loop.run(roster)
+        card = model_card(config, task, outcome, plans, simulated=simulated)
+        loop.deliver(outcome, card, roster)
+        progress.phase("writing the report")
+        write_results(folder, config, task, outcome, plans, card)
+
+
+def _fingerprint(run_id: str, roster: Roster) -> str:
+    """Name what must not change between a run and its resumption."""
+    sites = {name: site.patients_public for name, site in roster.sites.items()}
+    content = json.dumps([run_id, sites], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,143 @@
+"""Checkpoints of a run: the model, what the strategy remembers, and the run's progress.
+
+A checkpoint is a folder that appears by an atomic rename, so a crash leaves either the last
+whole one or a new whole one. Strategies keep arrays between rounds (momenta, second moments);
+these are found by their type, so that every strategy of Flower resumes.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from safetensors.numpy import load_file, save_file
+
+from medfusion.errors import ConfigError
+
+_PREFIX = "round-"
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after ``round``; ``progress`` is the run loop's own JSON data."""
+
+    round: int
+    arrays: ArrayRecord
+    progress: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under ``folder``; ``fingerprint`` names the run's settings."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._folder = folder
+        self._fingerprint = fingerprint
+
+    def save(self, checkpoint: Checkpoint, strategy: Strategy) -> None:
+        """Write a checkpoint and drop all but the newest ones."""
+        target = self._folder / f"{_PREFIX}{checkpoint.round:06d}"
+        partial = self._folder / f".{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_numpy(checkpoint.arrays), partial / "model.safetensors")
+        shapes, arrays = _strategy_state(strategy)
+        save_file(arrays, partial / "strategy.safetensors")
+        state = {
+            "schema": 1,
+            "fingerprint": self._fingerprint,
+            "round": checkpoint.round,
+            "strategy": shapes,
+            "progress": checkpoint.progress,
+        }
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        _sync(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        _sync(self._folder)
+        for old in self._whole()[:-_KEPT]:
+            shutil.rmtree(old)
+
+    def load(self, strategy: Strategy) -> Checkpoint | None:
+        """Return the newest checkpoint and put its state into ``strategy``; None if there is none.
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds a run of other settings.
+        """
+        whole = self._whole()
+        if not whole:
+            return None
+        state = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
+        if state["fingerprint"] != self._fingerprint:
+            raise ConfigError(
+                f"{self._folder.parent}: holds a run with other settings or data; expected the "
+                "same ones to resume it, or another --out"
+            )
+        _restore(strategy, state["strategy"], load_file(whole[-1] / "strategy.safetensors"))
+        arrays = load_file(whole[-1] / "model.safetensors")
+        record = ArrayRecord({name: Array(arrays[name]) for name in sorted(arrays)})
+        return Checkpoint(round=state["round"], arrays=record, progress=state["progress"])
+
+    def _whole(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{_PREFIX}*"))
+
+
+def _numpy(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: np.ascontiguousarray(array.numpy()) for name, array in record.items()}
+
+
+def _strategy_state(
+    strategy: Strategy,
+) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Split the arrays that a strategy holds into their layout (JSON) and their content."""
+    layout: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for attribute, value in vars(strategy).items():
+        if isinstance(value, ArrayRecord):
+            kind, items = "record", _numpy(value)
+        elif isinstance(value, dict) and _all_arrays(value.values()):
+            kind, items = "dict", {str(name): item for name, item in value.items()}
+        elif isinstance(value, list) and _all_arrays(value):
+            kind, items = "list", {str(index): item for index, item in enumerate(value)}
+        else:
+            continue
+        layout[attribute] = {"kind": kind, "names": list(items)}
+        arrays |= {
+            f"{attribute}/{name}": np.ascontiguousarray(item) for name, item in items.items()
+        }
+    return layout, arrays
+
+
+def _all_arrays(values: Any) -> bool:
+    values = list(values)
+    return bool(values) and all(isinstance(value, np.ndarray) for value in values)
+
+
+def _restore(
+    strategy: Strategy, layout: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    for attribute, shape in layout.items():
+        items = {name: arrays[f"{attribute}/{name}"] for name in shape["names"]}
+        value: Any = items
+        if shape["kind"] == "record":
+            value = ArrayRecord({name: Array(item) for name, item in items.items()})
+        elif shape["kind"] == "list":
+            value = list(items.values())
+        setattr(strategy, attribute, value)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder and its files to the disk."""
+    for path in [*folder.iterdir(), folder]:
+        if path.is_dir() and path != folder:
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

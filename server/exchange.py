@@ -1,0 +1,118 @@
+"""Sends requests to sites and gathers their replies, by name and in a fixed order."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from medfusion.errors import FederationError, MedFusionError
+from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0  # seconds between two looks for replies
+
+
+@dataclass
+class Replies:
+    """What came back: good replies and failures, each by site name, sorted by name."""
+
+    good: dict[str, Message] = field(default_factory=dict)
+    failed: dict[str, MedFusionError] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def require(self, quorum: int) -> None:
+        """Raise the first failure's error if fewer than ``quorum`` sites answered well."""
+        if len(self.good) >= quorum:
+            return
+        for name, error in self.failed.items():
+            raise type(error)(
+                f"{len(self.good)} of {len(self.good) + len(self.failed)} sites answered, "
+                f"expected at least {quorum}; site {name!r}: {error}"
+            )
+        raise FederationError(f"expected at least {quorum} sites, found {len(self.good)}")
+
+    def sites(self) -> dict[str, dict[str, object]]:
+        """Status and seconds per site, for ``rounds.jsonl``."""
+        return {
+            name: {
+                "status": "ok" if name in self.good else "failed",
+                "seconds": round(self.seconds[name], 4),
+            }
+            for name in sorted(self.seconds)
+        }
+
+
+OnReply = Callable[[str, float, str | None], None]
+
+
+def broadcast(kind: RequestKind, content: RecordDict, nodes: Iterable[int]) -> list[Message]:
+    """Return one message of the same content for each node."""
+    return [Message(content, node, MESSAGE_TYPES[kind]) for node in nodes]
+
+
+def exchange(
+    grid: Grid,
+    messages: Sequence[Message],
+    names: Mapping[int, str],
+    *,
+    timeout: float,
+    on_reply: OnReply = lambda name, seconds, failed: None,
+) -> Replies:
+    """Send messages and wait for their replies, at most ``timeout`` seconds.
+
+    A site that does not answer in time, or answers with an error, is among the failed ones.
+    """
+    start = time.monotonic()
+    replies = Replies(bytes_down=sum(content_bytes(message.content) for message in messages))
+    identifiers = list(grid.push_messages(messages))
+    pending = {
+        identifier: names.get(message.metadata.dst_node_id, str(message.metadata.dst_node_id))
+        for identifier, message in zip(identifiers, messages, strict=True)
+    }
+    good: dict[str, Message] = {}
+    pause = _FIRST_PAUSE
+    while pending and time.monotonic() - start < timeout:
+        arrived = list(grid.pull_messages(list(pending)))
+        for reply in arrived:
+            name = pending.pop(reply.metadata.reply_to_message_id)
+            seconds = time.monotonic() - start
+            error = _error_of(reply)
+            if error is None:
+                good[name] = reply
+                replies.bytes_up += content_bytes(reply.content)
+            else:
+                replies.failed[name] = error
+            replies.seconds[name] = seconds
+            on_reply(name, seconds, None if error is None else str(error))
+        pause = _FIRST_PAUSE if arrived else min(2 * pause, _LONGEST_PAUSE)
+        if pending and not arrived:
+            time.sleep(pause)
+    for name in pending.values():
+        replies.failed[name] = FederationError(f"no reply within {timeout:.0f} s")
+        replies.seconds[name] = timeout
+        on_reply(name, timeout, "no reply in time")
+    replies.good = {name: good[name] for name in sorted(good)}
+    replies.failed = {name: replies.failed[name] for name in sorted(replies.failed)}
+    return replies
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of arrays and settings in a message, without the envelope."""
+    arrays = sum(
+        len(array.data) for record in content.array_records.values() for array in record.values()
+    )
+    settings = sum(
+        len(value) if isinstance(value, (str, bytes)) else 8
+        for record in content.config_records.values()
+        for value in record.values()
+    )
+    return arrays + settings
+
+
+def _error_of(reply: Message) -> MedFusionError | None:
+    if reply.has_error():
+        return FederationError(f"the relay failed ({reply.error.reason or reply.error.code})")
+    return read_error(reply.content)

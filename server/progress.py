@@ -1,0 +1,87 @@
+"""What a person watching a run sees: a bar over the rounds and a line per site."""
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+
+class RunProgress:
+    """Shows a run on a terminal; without one, prints a line per round."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description:<24}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._run: TaskID | None = None
+        self._sites: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, sites: Iterable[str], *, rounds: int, done: int) -> None:
+        """Set up the bars once the sites are known; ``done`` rounds are from a checkpoint."""
+        self._run = self._bars.add_task("rounds", total=rounds, completed=done, note="")
+        for name in sites:
+            self._sites[name] = self._bars.add_task(
+                f"  {name}", total=rounds, completed=done, note=""
+            )
+        if done and not self._console.is_terminal:
+            self._say(f"resumed after round {done} of {rounds}")
+
+    def phase(self, text: str) -> None:
+        """Say what the run is doing now."""
+        if self._run is not None:
+            self._bars.update(self._run, note=text)
+        if not self._console.is_terminal:
+            self._say(text)
+
+    def warn(self, text: str) -> None:
+        """Say what a person should know, above the bars."""
+        self._say(f"warning: {text}")
+
+    def site_replied(self, name: str, *, seconds: float, failed: str | None) -> None:
+        """Advance a site's bar."""
+        if name in self._sites:
+            note = f"{seconds:.1f} s" if failed is None else f"failed: {failed}"
+            self._bars.update(self._sites[name], advance=1, note=note)
+        if failed is not None:
+            self._say(f"site {name} failed: {failed}")
+
+    def round_done(self, line: dict[str, Any], *, rounds: int) -> None:
+        """Advance the bar of rounds with what was measured."""
+        metrics = line["metrics"]
+        auroc = metrics["auroc_macro"] if metrics else None
+        shown = f"macro AUROC {auroc:.3f}" if auroc is not None else ""
+        if self._run is not None:
+            self._bars.update(self._run, completed=line["round"], note=shown)
+        if not self._console.is_terminal:
+            self._say(f"round {line['round']}/{rounds}  {line['seconds']:.1f} s  {shown}".rstrip())
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

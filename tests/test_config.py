@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+
+from medfusion.config import load_config, to_toml
+from medfusion.errors import ConfigError
+
+CONFIG = """
+[run]
+name = "study"
+task = "task.toml"
+rounds = 7
+[simulation]
+sites = "sites/*"
+[model]
+name = "medfusion_net"
+size = "small"
+modalities = ["tabular", "image"]
+[privacy]
+shares = { selection = 0.2, training = 0.7, metrics = 0.1 }
+[strategy]
+name = "fedadam"
+eta = 0.02
+"""
+
+
+@pytest.fixture()
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "config.toml"
+    file.write_text(CONFIG)
+    return file
+
+
+def test_paths_are_relative_to_the_file_that_names_them(path):
+    config = load_config(path)
+    assert config.run.task == path.parent / "task.toml"
+    assert config.simulation is not None
+    assert config.simulation.sites == str(path.parent / "sites/*")
+
+
+def test_the_resolved_copy_reads_as_an_equal_config(path, tmp_path):
+    config = load_config(path, ["run.name=a-b", "model.text.encoder='dir \"x\"'"])
+    copy = tmp_path / "elsewhere" / "config.toml"
+    copy.parent.mkdir()
+    copy.write_text(to_toml(config))
+    assert load_config(copy) == config
+
+
+def test_overrides_are_read_as_toml_or_as_plain_strings(path):
+    config = load_config(
+        path,
+        ["run.rounds=3", "strategy.eta=0.5", "model.modalities=['text']", "selection.method=local"],
+    )
+    assert config.run.rounds == 3
+    assert config.strategy.settings == {"eta": 0.5}
+    assert config.model.modalities == ("text",)
+    assert config.selection.method == "local"
+
+
+def test_another_model_or_strategy_does_not_inherit_options(path):
+    config = load_config(path, ["model.name=logistic", "strategy.name=fedavgm"])
+    assert config.model.name == "logistic"
+    assert config.strategy.settings == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rat=1", r"unknown key 'training.learning_rat' \(did you mean 'learni"),
+        ("model.sise=1", r"unknown key 'model.sise' \(did you mean 'size'"),
+        ("model.text.encodr=1", r"'model.text.encodr' \(did you mean 'encoder'"),
+        ("modle.size=1", r"unknown key 'modle' \(did you mean 'model'"),
+        ("model.name=logistik", r"model.name = 'logistik': expected one of .*did you mean 'logis"),
+        ("training.batch_size=0", r"training.batch_size = 0: .*greater than or equal to 1"),
+        ("run.name=../x", r"run.name"),
+        ("rounds", r"expected section.key=value"),
+        ("run.name.x=1", r"'name' is a value, not a section"),
+        ("strategy.name=qfedavg", r"stays at the site under privacy"),
+        ("privacy.shares.metrics=0.5", r"sum to 1"),
+    ],
+)
+def test_mistakes_are_named_with_their_key(path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rounds"),
+    [
+        (["privacy.enabled=false"], (1, 2, 3, 4, 5, 6, 7)),
+        (["privacy.enabled=true"], (7,)),
+        (["privacy.enabled=true", "evaluation.every=3"], (3, 6, 7)),
+        (["privacy.enabled=false", "evaluation.every=0"], (7,)),
+        (["privacy.enabled=false", "evaluation.every=7"], (7,)),
+    ],
+)
+def test_metrics_are_released_as_often_as_asked_and_always_last(path, overrides, rounds):
+    assert load_config(path, overrides).evaluation_rounds() == rounds
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[run\n", "not valid TOML"),
+        ("[run]\nname = 'caf\xe9'\n".encode("latin-1"), "not UTF-8"),
+        (None, "no such file"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, content, message):
+    file = tmp_path / "config.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(file)
+    assert str(file) in str(error.value)
