@@ -16,6 +16,9 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 Handler = Callable[[str, RecordDict], RecordDict]
 
+_CONNECT_SECONDS = 60.0
+_UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
 
 def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
     """Return an app that answers every request with what the Node's handler answers."""
@@ -35,14 +38,23 @@ def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
 
 
 def over_socket(context: Context) -> Handler:
-    """Return a handler that calls the Node behind the Unix socket of this SuperNode."""
+    """Return a handler that calls the Node behind the Unix socket of this SuperNode.
+
+    A Node that is not there within a minute, or ends during the call, is an error: the
+    coordinator is told and decides, rather than waiting for an old request to be served.
+    """
     socket = str(context.node_config["node-socket"])
-    limit = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
     def call(kind: str, content: RecordDict) -> RecordDict:
-        with grpc.insecure_channel(f"unix:{socket}", options=limit) as channel:
-            method = channel.unary_unary(f"/medfusion.Node/{kind}")
-            answer = method(recorddict_to_proto(content).SerializeToString(), wait_for_ready=True)
+        request = recorddict_to_proto(content).SerializeToString()
+        with grpc.insecure_channel(f"unix:{socket}", options=_UNLIMITED) as channel:
+            try:
+                grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
+                answer: bytes = channel.unary_unary(f"/medfusion.Node/{kind}")(request)
+            except grpc.FutureTimeoutError:
+                raise ConnectionError("no Node listens at this site's socket") from None
+            except grpc.RpcError as error:
+                raise ConnectionError(f"the Node did not answer: {error.details()}") from None
         return recorddict_from_proto(RecordDictProto.FromString(answer))
 
     return call

@@ -32,12 +32,11 @@ import torch
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
-from google.protobuf.message import DecodeError
 
 from client.node.node import Node
 from client.node.state import NodeState
 from medfusion.data.site_data import load_site_data
-from medfusion.errors import ConfigError, FederationError, MedFusionError, UsageError
+from medfusion.errors import FederationError, MedFusionError, UsageError
 from medfusion.transport.requests import read_error
 
 log = logging.getLogger("medfusion.service")
@@ -54,16 +53,23 @@ _LONGEST_SOCKET_PATH = 107  # bytes; sockaddr_un on Linux
 class NodeService(grpc.GenericRpcHandler):
     """Turns calls of ``/medfusion.Node/<kind>`` into requests to a Node.
 
-    Requests and replies are serialised RecordDict messages of Flower. What a call may fail with
-    says nothing of the data: the Node's own errors travel in its replies.
+    Requests and replies are serialised RecordDict messages of Flower. One request is served at
+    a time: a Node is not made for two at once. What a call may fail with says nothing of the
+    data: the Node's own errors travel in its replies.
     """
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
+        self._busy = threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered now."""
+        return self._busy.locked()
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+    ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         """Return the handler of a method, or None if it is not ours."""
         method = handler_call_details.method
         if not method.startswith(_PREFIX):
@@ -76,22 +82,23 @@ class NodeService(grpc.GenericRpcHandler):
         start = time.monotonic()
         try:
             content = recorddict_from_proto(RecordDictProto.FromString(data))
-        except (DecodeError, ValueError, TypeError, KeyError):
-            log.warning("refused %r: %d bytes that are no RecordDict", kind, len(data))
+        except Exception:  # whatever a damaged message leads to
+            log.warning("%r: refused %d bytes that are no RecordDict", kind, len(data))
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a serialised RecordDict")
-        reply = self._handle(kind, content)
+        with self._busy:
+            reply = self._handle(kind, content)
         if error := read_error(reply):
-            log.warning("%s refused: %s", kind, error)
-        answer = recorddict_to_proto(reply).SerializeToString()
+            log.warning("%r failed: %s", kind, error)
+        answer: bytes = recorddict_to_proto(reply).SerializeToString()
         seconds = time.monotonic() - start
-        log.info("%s: %d bytes in, %d out, %.2f s", kind, len(data), len(answer), seconds)
+        log.info("%r: %d bytes in, %d out, %.2f s", kind, len(data), len(answer), seconds)
         return answer
 
 
 def start_service(
-    handle: Handle, socket: Path, *, group: str | None = None, threads: int = 0
+    service: NodeService, socket: Path, *, group: str | None = None, threads: int = 0
 ) -> grpc.Server:
-    """Listen on a Unix socket and answer one request at a time.
+    """Listen on a Unix socket.
 
     Parameters
     ----------
@@ -107,30 +114,33 @@ def start_service(
     UsageError
         If the path cannot be used, another process listens there, or there is no such group.
     """
-    _free(socket)
-    # A single thread serves: a Node is not made for two requests at once.
     pool = ThreadPoolExecutor(
         max_workers=1,
         thread_name_prefix="node",
-        initializer=torch.set_num_threads if threads else None,
-        initargs=(threads,) if threads else (),
+        initializer=partial(torch.set_num_threads, threads) if threads else None,
     )
-    server = grpc.server(pool, handlers=[NodeService(handle)], options=_UNLIMITED)
+    server = grpc.server(pool, handlers=[service], options=_UNLIMITED)
     try:
+        _free(socket)
         with _umask(0o177):
             server.add_insecure_port(f"unix:{socket}")
         if group is not None:
             os.chown(socket, -1, _group_id(group))
             socket.chmod(0o660)
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "cannot listen"
-        raise UsageError(f"{socket}: {reason}; is its folder there and writable?") from None
+        reason = error.strerror if isinstance(error, OSError) else "cannot listen there"
+        raise UsageError(
+            f"{socket}: {reason}; expected a path in a folder that this user may write to"
+        ) from None
     server.start()
     return server
 
 
 def _free(socket: Path) -> None:
-    """Make sure that nothing listens at a path; remove a socket that nobody serves."""
+    """Make sure that nothing listens at a path; remove a socket that nobody serves.
+
+    gRPC itself would take the path away from a service that runs.
+    """
     if len(os.fsencode(socket)) > _LONGEST_SOCKET_PATH:
         raise UsageError(f"{socket}: expected a path of at most {_LONGEST_SOCKET_PATH} bytes")
     try:
@@ -186,21 +196,20 @@ def run(site: Path, socket: Path, *, group: str | None) -> bool:
     MedFusionError
         If the site is not as its task says, is served already, or the socket cannot be used.
     """
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     data = load_site_data(site)
     state = NodeState(data.state)
+    ended = threading.Event()
     with _alone(data.state):
-        node = Node(data, state, state.secret())
-        threads = data.config.compute.threads
-        server = start_service(node.handle, socket, group=group, threads=threads)
+        service = NodeService(Node(data, state, state.secret()).handle)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        server = start_service(service, socket, group=group, threads=data.config.compute.threads)
         log.info("site %s: serving at %s", data.name, socket)
         ended.wait()
-        log.info("ending")
-        finished = server.stop(_GRACE_SECONDS).wait(_GRACE_SECONDS / 2)
+        log.info("ending; a request under way has %.0f s to finish", _GRACE_SECONDS)
+        server.stop(_GRACE_SECONDS).wait()
         socket.unlink(missing_ok=True)
-    return finished
+        return not service.busy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,4 +227,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MedFusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0 if finished else 1
+    if not finished:
+        # Python would wait for the thread that trains. What it writes, it writes atomically.
+        log.warning("ended before the last request was finished")
+        logging.shutdown()
+        os._exit(1)
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """Log with times in UTC."""
+    formatter = logging.Formatter(
+        "%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

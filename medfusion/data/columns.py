@@ -63,16 +63,18 @@ def read_images(
 ) -> tuple[tuple[Path | None, ...], list[Finding]]:
     """Files that the cells name, relative to ``images``; none where blank or not there.
 
-    A name may not lead outside the ``allowed`` folders, be it by ``..``, as an absolute path or
-    through a symbolic link.
+    A name may not lead outside ``images`` (by ``..`` or as an absolute path), nor outside the
+    ``allowed`` folders (through a symbolic link).
     """
+    inside = os.path.join(os.path.abspath(images), "")
     roots = tuple(os.path.join(os.path.realpath(root), "") for root in allowed)
     parents: dict[str, str] = {}
     found: list[Path | None] = []
     outside, absent = np.zeros((2, len(cells.text)), dtype=bool)
     for i, name in enumerate(cells.text):
         path = _resolved(images, name, parents) if name else None
-        if path is not None and not path.startswith(roots):
+        named = os.path.normpath(os.path.join(inside, name))
+        if path is not None and not (named.startswith(inside) and path.startswith(roots)):
             outside[i], path = True, None
         elif path is not None and not _is_file(path):
             absent[i], path = True, None

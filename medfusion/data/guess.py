@@ -165,7 +165,7 @@ def _meaning(value: str, targets: tuple[str, ...]) -> str | None:
     ]
     if not same and word in _MISSING:
         return ""
-    if not same:
+    if not same and word.isalpha():
         same = [
             t for t in targets if t.casefold().startswith(word) or word.startswith(t.casefold())
         ]

@@ -151,11 +151,16 @@ class ImageCache:
         os.replace(draft, self._folder / "index.json")
 
     def _read_index(self) -> None:
+        """Learn what is cached; an index that does not suit the pixels is worth nothing."""
         try:
             content = json.loads((self._folder / "index.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        self._rows = {digest: row for row, digest in enumerate(content["sha256"])}
+            digests = content["sha256"]
+            held = (self._folder / "pixels.u8").stat().st_size // int(np.prod(self._shape))
+        except (FileNotFoundError, ValueError, KeyError):
+            digests, held = [], 0
+        self._rows = {
+            digest: row for row, digest in enumerate(digests if len(digests) <= held else [])
+        }
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -31,5 +31,5 @@ class Logistic(Model):
         return logits
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
-        """The weight [L, K * V] is indexed by columns along its second axis."""
+        """Name the weight [L, K * V], whose second axis is indexed by columns."""
         return {"linear.weight": FeatureAxis(1, self._width)}

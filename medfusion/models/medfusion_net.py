@@ -124,7 +124,7 @@ class MedFusionNet(Model):
         return logits_BL
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
-        """Each column owns a row of the table of the columns' affine maps."""
+        """Name the table of the columns' affine maps: a row each."""
         if "tabular" not in self.modalities:
             return {}
         return {"tabular.maps.weight": FeatureAxis(0, 1)}

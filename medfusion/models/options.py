@@ -71,7 +71,6 @@ class MedFusionNetOptions(Options):
         return tuple(name for name in MODALITIES if name in value)
 
 
-
 class LogisticOptions(Options):
     """The logistic model reads the tabular columns and has nothing to choose."""
 

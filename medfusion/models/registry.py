@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError
 from medfusion.models.options import LogisticOptions, MedFusionNetOptions, ModelOptions
 from medfusion.models.spec import input_spec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medfusion.models.contract import Model
 
-Tokenizer = Callable[[Sequence[str | None]], np.ndarray]
+    Tokenizer = Callable[[Sequence[str | None]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def build_model(options: ModelOptions, task: Task, *, seed: int) -> "Model":
         return model_class(options, input_spec(task), modalities)
 
 
-def build_tokenizer(options: ModelOptions, task: Task) -> Tokenizer | None:
+def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":
     """Return the tokenizer that fits the model's text encoder; None if it reads no text."""
     if not isinstance(options, MedFusionNetOptions) or "text" not in modalities_of(options, task):
         return None

@@ -13,16 +13,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from math import exp, inf, log
 
-from dp_accounting import (
-    ComposedDpEvent,
-    DpEvent,
-    GaussianDpEvent,
-    NeighboringRelation,
-    PoissonSampledDpEvent,
-    SelfComposedDpEvent,
-)
-from dp_accounting.pld import PLDAccountant
-
 _INTERVAL = 1e-4  # grid of the privacy loss where epsilon is ordinary
 _ORDINARY = (0.5, 16.0)
 
@@ -60,6 +50,16 @@ def epsilon(
     dp-accounting's ``REPLACE_SPECIAL``; for Gaussian events, sampled or not, it has the loss
     distribution of add-or-remove-one, without making the number of patients a secret.
     """
+    # Imported here: it takes half a second, which runs without privacy need not wait for.
+    from dp_accounting import (
+        ComposedDpEvent,
+        GaussianDpEvent,
+        NeighboringRelation,
+        PoissonSampledDpEvent,
+        SelfComposedDpEvent,
+    )
+    from dp_accounting.pld import PLDAccountant
+
     if interval is None:
         interval = _interval(delta, noise_multiplier, sample_rate, steps, releases)
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, interval)
@@ -67,14 +67,12 @@ def epsilon(
     # and Gaussian ones merge in closed form.
     events = [SelfComposedDpEvent(GaussianDpEvent(noise), count) for noise, count in releases]
     if steps:
-        events.append(SelfComposedDpEvent(_step(noise_multiplier, sample_rate), steps))
+        step = GaussianDpEvent(noise_multiplier)
+        if sample_rate < 1:
+            step = PoissonSampledDpEvent(sample_rate, step)
+        events.append(SelfComposedDpEvent(step, steps))
     accountant.compose(ComposedDpEvent(events))
     return float(accountant.get_epsilon(delta))
-
-
-def _step(noise_multiplier: float, sample_rate: float) -> DpEvent:
-    step = GaussianDpEvent(noise_multiplier)
-    return step if sample_rate == 1 else PoissonSampledDpEvent(sample_rate, step)
 
 
 def _interval(

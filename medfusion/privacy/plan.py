@@ -5,8 +5,6 @@ from functools import lru_cache
 from math import ceil, floor, log10, sqrt
 from typing import Protocol
 
-from dp_accounting.gaussian_mechanism import get_sigma_gaussian
-
 from medfusion.errors import ConfigError
 from medfusion.privacy.accounting import epsilon, solve_decreasing
 from medfusion.privacy.options import PrivacyOptions, Shares
@@ -230,6 +228,8 @@ def _noise_alone(
     metrics_releases: int,
 ) -> _Noise:
     """Return the noise that each kind of release would need if it alone cost its share."""
+    from dp_accounting.gaussian_mechanism import get_sigma_gaussian
+
     weights = (shares.training, shares.selection, shares.metrics)
     total = sum(w for w, present in zip(weights, unit, strict=True) if present)
     training, selection, metrics = (target * weight / total for weight in weights)

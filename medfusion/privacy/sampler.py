@@ -68,7 +68,7 @@ def epoch_batches(
     taken = count()
     while True:
         order = torch.randperm(studies.patients, generator=generator)
-        for batch in studies.choose(generator)[order].split(batch_size):
+        for batch in torch.split(studies.choose(generator)[order], batch_size):
             if next(taken) >= steps:
                 return
             yield batch

@@ -1,43 +1,24 @@
 """One round of local training, private or not."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
 
-from medfusion.errors import FederationError
-from medfusion.objectives.multilabel import mean_loss, per_sample_loss
+from medfusion.objectives.multilabel import per_sample_loss
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches, poisson_batches
+from medfusion.training.local_run import (
+    LocalRun,
+    Precision,
+    TrainingStudies,
+    make_autocast,
+    make_optimizer,
+    make_proximal_pull,
+)
+from medfusion.training.open_steps import fit_openly
 from medfusion.training.options import TrainingOptions
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-class TrainingStudies(Protocol):
-    """A site's training studies as tensors.
-
-    ``labels`` and ``known`` are float32 [N, L], ``patients`` int64 [N], all on the CPU.
-    """
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    @property
-    def known(self) -> Tensor: ...
-
-    @property
-    def patients(self) -> Tensor: ...
-
-    def inputs(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """Return the model's inputs for the studies at ``index`` (int64 [B], on the CPU)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -113,23 +94,24 @@ def fit(
     was_training = model.training
     model.to(device).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    run = _Run(
+    run = LocalRun(
         model=model,
         studies=studies,
         trainable=trainable,
-        optimizer=_optimizer(trainable, options),
-        pull=_proximal_pull(trainable, proximal_mu) if proximal_mu else None,
+        optimizer=make_optimizer(trainable, options),
+        pull=make_proximal_pull(trainable, proximal_mu) if proximal_mu else None,
         device=device,
         physical_batch=physical_batch,
-        autocast=_autocast(precision, device),
+        autocast=make_autocast(precision, device),
         modality_dropout=modality_dropout,
     )
+    loss: float | None
     try:
         if plan is None:
             batches = epoch_batches(
                 studies.patients, batch_size=options.batch_size, steps=steps, generator=public
             )
-            loss = _fit_openly(run, batches, public)
+            loss = fit_openly(run, batches, public)
         else:
             loss = _fit_privately(run, plan, private)
     finally:
@@ -138,121 +120,7 @@ def fit(
     return FitResult(steps=steps, loss=loss, seconds=time.perf_counter() - began)
 
 
-@dataclass
-class _Run:
-    """What both kinds of training share."""
-
-    model: nn.Module
-    studies: TrainingStudies
-    trainable: list[nn.Parameter]
-    optimizer: Optimizer
-    pull: Callable[[], None] | None
-    device: torch.device
-    physical_batch: int
-    autocast: Callable[[], AbstractContextManager[object]]
-    modality_dropout: float
-
-    def inputs(self, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the inputs of some studies, each of which may have lost modalities."""
-        inputs = self.studies.inputs(index, self.device)
-        if self.modality_dropout:
-            from medfusion.models.fusion import drop_modalities
-
-            inputs = drop_modalities(inputs, self.modality_dropout, generator)
-        return inputs
-
-    def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return labels and known of some studies, each [B, L]."""
-        labels, known = self.studies.labels[index], self.studies.known[index]
-        if self.device.type == "cpu":
-            return labels, known
-        return labels.to(self.device), known.to(self.device)
-
-    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        with self.autocast():
-            logits = self.model(inputs)
-        assert isinstance(logits, Tensor)
-        return logits
-
-    def clear_gradients(self) -> None:
-        for parameter in self.trainable:  # a third of the time of Optimizer.zero_grad
-            parameter.grad = None
-
-    def halve(self) -> None:
-        """Go on with half the physical batch, after a pass that ran out of memory."""
-        if self.physical_batch == 1:
-            raise FederationError("one study does not fit into GPU memory: use a smaller model")
-        self.physical_batch //= 2
-        torch.cuda.empty_cache()
-
-
-def _fit_openly(run: _Run, batches: Iterator[Tensor], generator: torch.Generator) -> float | None:
-    """Train without privacy; returns the mean loss."""
-    losses, sizes = [], []
-    for group in _grouped(batches, run.physical_batch):
-        # One gather for several small batches: at a few studies a step, it halves the work.
-        index = torch.cat(group)
-        rows = [len(batch) for batch in group]
-        inputs = {n: x.split(rows) for n, x in run.inputs(index, generator).items()}
-        labels, known = (target.split(rows) for target in run.targets(index))
-        for i in range(len(group)):
-            batch = {name: tensors[i] for name, tensors in inputs.items()}
-            losses.append(_open_step(run, batch, labels[i], known[i]))
-        sizes += rows
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    return float((torch.stack(losses).cpu().double() * weights).sum() / weights.sum())
-
-
-def _grouped(batches: Iterator[Tensor], rows: int) -> Iterator[list[Tensor]]:
-    """Yield runs of batches that together hold at most ``rows``, or a single larger one."""
-    group: list[Tensor] = []
-    size = 0
-    for batch in batches:
-        if group and size + len(batch) > rows:
-            yield group
-            group, size = [], 0
-        group.append(batch)
-        size += len(batch)
-    if group:
-        yield group
-
-
-def _open_step(run: _Run, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
-    """Take one step on a batch; returns its mean loss, a scalar."""
-    loss = None
-    while loss is None:
-        try:
-            loss = _backward(run, inputs, labels, known)
-        except torch.OutOfMemoryError:
-            pass  # dealt with below, where the exception no longer holds the pass's tensors
-        if loss is None:
-            run.clear_gradients()
-            run.halve()
-    if run.pull is not None:
-        run.pull()
-    run.optimizer.step()
-    run.clear_gradients()
-    return loss
-
-
-def _backward(run: _Run, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
-    """Leave the gradient of the batch's mean loss in ``grad``; returns that loss."""
-    size, most = len(labels), run.physical_batch
-    if size <= most:
-        loss = mean_loss(run.logits(inputs), labels, known)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-    total = torch.zeros((), device=run.device)
-    for start in range(0, size, most):
-        piece = slice(start, start + most)
-        logits = run.logits({name: tensor[piece] for name, tensor in inputs.items()})
-        loss = per_sample_loss(logits, labels[piece], known[piece]).sum() / size
-        loss.backward()
-        total += loss.detach()
-    return total
-
-
-def _fit_privately(run: _Run, plan: DpPlan, private: torch.Generator) -> float | None:
+def _fit_privately(run: LocalRun, plan: DpPlan, private: torch.Generator) -> float | None:
     """Train under a plan; returns the mean loss over those drawn, None if nobody was."""
     from medfusion.privacy.dp_sgd import PrivateSteps  # Opacus takes a second to import
 
@@ -291,37 +159,3 @@ def _spawn(parent: torch.Generator, *devices: torch.device) -> list[torch.Genera
         torch.Generator(device).manual_seed(seed)
         for device, seed in zip(devices, seeds, strict=True)
     ]
-
-
-def _optimizer(trainable: list[nn.Parameter], options: TrainingOptions) -> Optimizer:
-    if options.optimizer == "sgd":
-        return SGD(
-            trainable,
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-        )
-    return AdamW(trainable, lr=options.learning_rate, weight_decay=options.weight_decay)
-
-
-def _proximal_pull(trainable: list[nn.Parameter], mu: float) -> Callable[[], None]:
-    """Return a function that adds ``mu * (w - w0)`` to each gradient, w0 being w as of now."""
-    received = [parameter.detach().clone() for parameter in trainable]
-
-    def pull() -> None:
-        with torch.no_grad():
-            for parameter, origin in zip(trainable, received, strict=True):
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.add_(parameter - origin, alpha=mu)
-
-    return pull
-
-
-def _autocast(
-    precision: Precision, device: torch.device
-) -> Callable[[], AbstractContextManager[object]]:
-    """Return what makes the context of a forward pass."""
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
-        return partial(torch.autocast, device.type, dtype=torch.bfloat16)
-    return nullcontext

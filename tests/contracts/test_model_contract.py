@@ -210,9 +210,7 @@ def test_the_seed_fixes_the_weights_and_the_global_generator_is_left_alone(optio
         assert torch.equal(value, second.state_dict()[name]), name
     assert frozen_sha256(first) == frozen_sha256(third)
     if options.name != "logistic":  # which starts at zero
-        pairs = zip(
-            trainable_state(first).values(), trainable_state(third).values(), strict=True
-        )
+        pairs = zip(trainable_state(first).values(), trainable_state(third).values(), strict=True)
         assert any(not torch.equal(a, b) for a, b in pairs)
 
 

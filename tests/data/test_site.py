@@ -45,7 +45,7 @@ def test_state_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
     ],
 )
 def test_bad_site_toml_is_refused_by_key(tmp_path: Path, extra: str, said: str) -> None:
-    with pytest.raises(ConfigError, match="site.toml") as error:
+    with pytest.raises(ConfigError, match=r"site\.toml") as error:
         open_site(make_site(tmp_path, extra=extra))
     assert said in str(error.value)
     assert error.value.exit_code == 2

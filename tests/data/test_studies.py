@@ -32,7 +32,7 @@ def same(a: Studies, b: Studies) -> bool:
         a.images == b.images
         and a.notes == b.notes
         and all(
-            np.array_equal(getattr(a, name), getattr(b, name), equal_nan=a.rows is not None)
+            np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True)
             for name in ("features", "labels")
         )
         and list(a.study_ids) == list(b.study_ids)
@@ -47,9 +47,7 @@ def test_values_are_sorted_by_study_and_typed(tmp_path: Path) -> None:
     assert list(studies.study_ids) == ["s1", "s2", "s3", "s4"]
     assert list(studies.patient_ids) == ["p1", "p2", "p1", "p3"]
     assert_array_equal(studies.rows, [3, 4, 2, 5])
-    assert_array_equal(
-        studies.features, [[61, nan, 0], [nan, 0, 1], [60, 1, 0], [30.5, 0, nan]]
-    )
+    assert_array_equal(studies.features, [[61, nan, 0], [nan, 0, 1], [60, 1, 0], [30.5, 0, nan]])
     assert_array_equal(studies.labels, [[0, nan], [0, 1], [1, 0], [1, 0]])
     images = folder / "images"
     assert studies.images == (None, images / "b.png", images / "a.png", None)
@@ -63,8 +61,14 @@ def test_repr_tells_counts_only(tmp_path: Path) -> None:
 
 
 def test_take_by_index_and_by_mask(tmp_path: Path) -> None:
-    studies = read(make_site(tmp_path, split='column = "part"', header=HEADER + ",part",
-                             rows=tuple(f"{row},test" for row in ROWS)))
+    studies = read(
+        make_site(
+            tmp_path,
+            split='column = "part"',
+            header=HEADER + ",part",
+            rows=tuple(f"{row},test" for row in ROWS),
+        )
+    )
     taken = studies.take([2, 0])
     assert list(taken.study_ids) == ["s3", "s1"]
     assert taken.notes == ("fever", None)
@@ -168,9 +172,7 @@ def test_blank_rows_and_a_byte_order_mark_are_skipped(tmp_path: Path) -> None:
         ("s5,p4,old-secret", "studies.csv", "expected 9 cells"),
     ],
 )
-def test_a_bad_cell_is_named_but_not_shown(
-    tmp_path: Path, row: str, where: str, said: str
-) -> None:
+def test_a_bad_cell_is_named_but_not_shown(tmp_path: Path, row: str, where: str, said: str) -> None:
     message = refused(make_site(tmp_path, rows=(*ROWS, row)))
     assert "site 'north'" in message
     assert "row 6" in message
@@ -254,7 +256,9 @@ def test_images_may_lie_elsewhere_if_the_hospital_says_so(tmp_path: Path) -> Non
 
 
 def test_split_column(tmp_path: Path) -> None:
-    rows = tuple(f"{row},{part}" for row, part in zip(ROWS, ("train", "train", "val", "test")))
+    rows = tuple(
+        f"{row},{part}" for row, part in zip(ROWS, ("train", "train", "val", "test"), strict=True)
+    )
     extra = '[columns.part]\nmap = { val = "calibration" }\n'
     folder = make_site(
         tmp_path, rows=rows, header=HEADER + ",part", split='column = "part"', extra=extra

@@ -216,26 +216,29 @@ def marginals(logits: Floats) -> Floats:
 
 
 def known_probabilities(
-    parts: Parts, presence: Presence, bias: Floats, rng: np.random.Generator, draws: int = 32
+    parts: Parts, presence: Presence, bias: Floats, rng: np.random.Generator, draws: int = 128
 ) -> Floats:
     """Return P(label | what the study holds), float64 [N, L]; ``bias`` [L] is the hospital's.
 
-    What a study lacks is averaged out over ``draws`` other studies of the same hospital,
-    which is unbiased because findings are independent of one another. A study that holds
+    What a study lacks is averaged out over that of ``draws`` other studies of the hospital,
+    which is unbiased because findings are independent of one another. The others are the same
+    for all studies, so that chance does not change their ranking. A study that holds
     everything gets the exact probability.
     """
-    count = len(parts.image)
-    total = np.zeros((count, len(LABELS)))
-    active = np.flatnonzero(parts.features.any(axis=(0, 2)))
-    for _ in range(draws):
-        logits = bias + np.zeros((count, len(LABELS)))
-        for part, has in ((parts.image, presence.image), (parts.text, presence.text)):
-            logits += np.where(has[:, None], part, part[rng.permutation(count)])
-        for column in active:
-            part, has = parts.features[:, column], presence.features[:, column]
-            logits += np.where(has[:, None], part, part[rng.permutation(count)])
-        total += marginals(logits)
-    return total / draws
+    blocks = np.concatenate([parts.features, parts.image[:, None], parts.text[:, None]], axis=1)
+    held = np.column_stack([presence.features, presence.image, presence.text])
+    active = blocks.any(axis=(0, 2))
+    blocks, held = blocks[:, active], held[:, active]  # [N, P, L], [N, P]
+    base = bias + np.einsum("npl,np->nl", blocks, held)
+    result = marginals(base)
+    partial = ~held.all(axis=1)
+    base, lacks = base[partial], (~held[partial]).astype(np.float64)
+    donors = [rng.choice(len(blocks), draws, replace=draws > len(blocks)) for _ in blocks[0]]
+    total = np.zeros_like(base)
+    for chosen in zip(*donors, strict=True):
+        total += marginals(base + lacks @ blocks[chosen, np.arange(len(chosen))])
+    result[partial] = total / draws
+    return result
 
 
 def _draw(count: int, rng: np.random.Generator) -> Findings:

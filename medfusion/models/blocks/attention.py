@@ -35,7 +35,9 @@ class Attention(nn.Module):
         return attended
 
     def _split(self, x_BMD: Tensor) -> Tensor:
-        return x_BMD.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+        batch, length, width = x_BMD.shape
+        heads_BMHE = x_BMD.reshape(batch, length, self._heads, width // self._heads)
+        return heads_BMHE.transpose(1, 2)
 
 
 class FeedForward(nn.Sequential):
@@ -60,4 +62,5 @@ class SelfAttentionBlock(nn.Module):
         """Return [B, M, D]."""
         normed = self.norm(x_BMD)
         x_BMD = x_BMD + self.attention(normed, normed)
-        return x_BMD + self.feed_forward(x_BMD)
+        mixed_BMD: Tensor = x_BMD + self.feed_forward(x_BMD)
+        return mixed_BMD

@@ -37,7 +37,8 @@ class LabelLayer(nn.Module):
         if self.among_labels is not None and self.label_norm is not None:
             normed = self.label_norm(labels_BLD)
             labels_BLD = labels_BLD + self.among_labels(normed, normed)
-        return labels_BLD + self.feed_forward(labels_BLD)
+        updated_BLD: Tensor = labels_BLD + self.feed_forward(labels_BLD)
+        return updated_BLD
 
 
 class QueryHead(nn.Module):
@@ -75,7 +76,8 @@ class QueryHead(nn.Module):
         labels_BLD = self.norm(labels_BLD)
         ids = torch.arange(labels_BLD.shape[1], device=labels_BLD.device)
         bias_BL = self.bias(ids.expand(labels_BLD.shape[0], -1)).squeeze(-1)
-        return (labels_BLD * self.readout(labels_BLD)).sum(dim=-1) + bias_BL
+        logits_BL: Tensor = (labels_BLD * self.readout(labels_BLD)).sum(dim=-1) + bias_BL
+        return logits_BL
 
 
 class PooledHead(nn.Module):

@@ -42,8 +42,8 @@ class PatchTokens(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return [B, N, D]."""
         patches_BDHW = self.project(pool_to(x_BCHW, self._size))
-        tokens_BND: Tensor = patches_BDHW.flatten(2).transpose(1, 2)
-        return tokens_BND + self.places(x_BCHW)
+        tokens_BND: Tensor = patches_BDHW.flatten(2).transpose(1, 2) + self.places(x_BCHW)
+        return tokens_BND
 
 
 class TokenStream(nn.Module):
@@ -107,18 +107,7 @@ class ImageStreams(nn.Module):
         super().__init__()
         stride = stem_stride(image_size)
         self.stem = Stem(image_channels, sizes.stem, stride)
-        self.stages = nn.ModuleList()
-        self.transitions = nn.ModuleList()
-        channels = [sizes.stem]
-        for number, layers in enumerate(sizes.layers):
-            if number:
-                self.transitions.append(Transition(channels[-1]))
-            entering = self.transitions[-1].channels if number else sizes.stem
-            stage = DenseStage(
-                entering, layers=layers, growth=sizes.growth, bottleneck=sizes.bottleneck
-            )
-            self.stages.append(stage)
-            channels.append(stage.channels)
+        channels = self._add_stages(sizes)
         maps = _map_sizes(image_size, stride)
         grid = _patch_grid(maps[0])
         self.tokens = (
@@ -131,6 +120,22 @@ class ImageStreams(nn.Module):
         self._grids = [_capped(maps[tap]) for tap in self._taps]
         self.places = Places(self._grids + ([grid] if attention_stream else []), sizes.width)
         self.norm = nn.LayerNorm(sizes.width)
+
+    def _add_stages(self, sizes: StreamSizes) -> list[int]:
+        """Make the convolutional stages; return the width of the stem, then of each stage."""
+        self.stages, self.transitions = nn.ModuleList(), nn.ModuleList()
+        entering, channels = sizes.stem, [sizes.stem]
+        for layers in sizes.layers:
+            if len(channels) > 1:
+                transition = Transition(channels[-1])
+                self.transitions.append(transition)
+                entering = transition.channels
+            stage = DenseStage(
+                entering, layers=layers, growth=sizes.growth, bottleneck=sizes.bottleneck
+            )
+            self.stages.append(stage)
+            channels.append(stage.channels)
+        return channels
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Return tokens [B, N, D]: the pyramid's levels, finest first, then the token stream."""

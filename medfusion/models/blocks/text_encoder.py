@@ -44,7 +44,9 @@ class TextEncoder(nn.Module):
 
     def __init__(self, options: TextOptions, max_tokens: int) -> None:
         super().__init__()
-        self.encoder = _tiny(max_tokens) if options.encoder == "tiny" else _load(options.encoder)
+        self.encoder: Any = (
+            _tiny(max_tokens) if options.encoder == "tiny" else _load(options.encoder)
+        )
         self._frozen = options.freeze
         self._arguments = set(inspect.signature(self.encoder.forward).parameters)
         self._pad_id = int(self.encoder.config.pad_token_id or 0)
@@ -155,7 +157,7 @@ def _vocabulary() -> list[str]:
     return pieces
 
 
-def _tiny(max_tokens: int) -> nn.Module:
+def _tiny(max_tokens: int) -> Any:
     """Build a small BERT with random weights that keep words apart.
 
     Its states are mostly a random code of the token, a little of its neighbours and place.
@@ -174,19 +176,19 @@ def _tiny(max_tokens: int) -> nn.Module:
     )
     config._attn_implementation = "eager"
     with seeded(_TINY_SEED):
-        model: nn.Module = BertModel(config, add_pooling_layer=False)
+        model = BertModel(config, add_pooling_layer=False)
         with torch.no_grad():
             model.embeddings.word_embeddings.weight.mul_(10.0)  # unit scale, positions at a tenth
     return model
 
 
-def _load(name: str) -> nn.Module:
+def _load(name: str) -> Any:
     """Load an encoder's weights in float32, without dropout (its draws would not be named)."""
     config = _from_local(AutoConfig, name)
     for key, value in config.to_dict().items():
         if "dropout" in key and isinstance(value, float):
             setattr(config, key, 0.0)
-    model: nn.Module = _from_local(
+    return _from_local(
         AutoModel,
         name,
         config=config,
@@ -194,7 +196,6 @@ def _load(name: str) -> nn.Module:
         use_safetensors=True,
         dtype=torch.float32,
     )
-    return model
 
 
 def _from_local(kind: Any, name: str, **settings: Any) -> Any:

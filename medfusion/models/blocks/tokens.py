@@ -66,7 +66,8 @@ class TabularTokens(nn.Module):
         tokens_BKD = (x_BKV.unsqueeze(-2) @ maps_BKVD).squeeze(-2)
         selected_BK = x_BKV[..., SELECTED] > 0
         known_BK = selected_BK & (x_BKV[..., MISSING] == 0)
-        return self.state(self.norm(tokens_BKD), selected_BK, known_BK.any(dim=1))
+        memory: Memory = self.state(self.norm(tokens_BKD), selected_BK, known_BK.any(dim=1))
+        return memory
 
 
 class TextTokens(nn.Module):
@@ -81,4 +82,6 @@ class TextTokens(nn.Module):
     def forward(self, states_BTS: Tensor, tokens_BT: Tensor) -> Memory:
         """Return the memory of 1 + T tokens; padding is masked."""
         keep_BT = tokens_BT > 0
-        return self.state(self.norm(self.project(states_BTS)), keep_BT, keep_BT.any(dim=1))
+        tokens_BTD = self.norm(self.project(states_BTS))
+        memory: Memory = self.state(tokens_BTD, keep_BT, keep_BT.any(dim=1))
+        return memory

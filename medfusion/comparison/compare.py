@@ -1,0 +1,125 @@
+"""Runs a comparison: every arm, seed and fold, in a folder that remembers what is done."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfusion.comparison.arms import Arm
+from medfusion.comparison.results import Truth, auroc_macro, compare_json
+from medfusion.comparison.trials import FoldData, Runner, Trial, deal_folds, finish, trials_of
+from medfusion.data.site_data import SiteData
+from medfusion.errors import MedFusionError, UsageError
+
+RESULT = "compare.json"
+_CONTENT = {RESULT, "runs", "state"}
+
+
+class Observer(Protocol):
+    """Hears how a comparison proceeds."""
+
+    def trial_done(self, trial: Trial) -> None:
+        """Note that a run is finished, now or earlier."""
+
+    def arm_done(self, index: int, arm: Arm, auroc: float | None) -> None:
+        """Note that all runs of an arm are; ``auroc`` is its macro AUROC."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Everything that will run, known before anything does.
+
+    Attributes
+    ----------
+    trials
+        For each arm and seed, the runs in the order in which their scores are put together.
+    """
+
+    arms: tuple[Arm, ...]
+    folds: int | None
+    seeds: int
+    truth: Truth
+    trials: tuple[tuple[tuple[Trial, ...], ...], ...]
+
+    @classmethod
+    def plan(
+        cls, arms: Sequence[Arm], sites: Sequence[SiteData], *, seeds: int, folds: int | None
+    ) -> Self:
+        """Lay out the runs of ``arms`` over ``sites``.
+
+        Seeds count up from the config's own. With ``folds``, each patient is tested once;
+        without, the test part of the sites' own split is used.
+
+        Raises
+        ------
+        DataError
+            If the sites do not share one task.
+        """
+        dealt = deal_folds(sites, folds)
+        trials = tuple(
+            tuple(_trials(arm, arm.config.run.seed + extra, dealt) for extra in range(seeds))
+            for arm in arms
+        )
+        return cls(tuple(arms), folds, seeds, Truth.of(dealt), trials)
+
+    @property
+    def distinct_trials(self) -> dict[str, Trial]:
+        """The runs by name; arms may share some."""
+        return {t.name: t for arm in self.trials for seed in arm for t in seed}
+
+    def run(self, runner: Runner, out: Path, observer: Observer) -> dict[str, Any]:
+        """Finish every run and write ``compare.json``, which is also returned.
+
+        Raises
+        ------
+        MedFusionError
+            What stopped a run, headed by the arm and the run's name. Finished runs are kept.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RESULT).unlink(missing_ok=True)  # an earlier comparison in this folder
+        scores = np.stack(
+            [self._arm_scores(index, runner, out, observer) for index in range(len(self.arms))]
+        )
+        result = compare_json(
+            self.arms, scores, self.truth, seeds=self.seeds, folds=self.folds
+        )
+        partial = out / f".{RESULT}.partial"
+        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, out / RESULT)
+        return result
+
+    def _arm_scores(
+        self, index: int, runner: Runner, out: Path, observer: Observer
+    ) -> NDArray[np.float32]:
+        """Return an arm's logits [S, N, L]."""
+        arm = self.arms[index]
+
+        def logits_of(trial: Trial) -> NDArray[np.float32]:
+            with_place = _adding(f"arm {index} ({arm}), run {trial.name}")
+            logits = with_place(lambda: finish(trial, runner, out=out))
+            observer.trial_done(trial)
+            return logits
+
+        seeds = [np.concatenate([logits_of(t) for t in trials]) for trials in self.trials[index]]
+        scores = np.stack(seeds)
+        observer.arm_done(index, arm, auroc_macro(scores, self.truth))
+        return scores
+
+
+def _trials(arm: Arm, seed: int, folds: Sequence[FoldData]) -> tuple[Trial, ...]:
+    return tuple(trial for fold in folds for trial in trials_of(arm, seed, fold))
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that holds anything but a comparison; raises `UsageError`."""
+    if not out.exists():
+        return
+    if not out.is_dir() or {path.name for path in out.iterdir()} - {*_CONTENT, f".{RESULT}.partial"}:
+        raise UsageError(
+            f"{out}: exists and is not a comparison's folder; choose another --out"
+        )

@@ -1,0 +1,170 @@
+"""The runs behind an arm: one for each seed, fold and, in the local regime, site.
+
+A trial's folder is named after everything that its result depends on. A finished one is
+therefore never run again, an unfinished one is resumed, and arms that ask for the same run
+(a pooled node under two strategies) share it.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfusion.comparison.arms import Arm
+from medfusion.config import RunConfig, to_toml
+from medfusion.data.site_data import SiteData, pool
+from medfusion.data.split import TEST, Fold, split_of
+from medfusion.models.saved import load_model
+from medfusion.scoring import score_part
+
+_DIGEST_CHARACTERS = 16
+
+
+class Runner(Protocol):
+    """Runs a federation of ``sites``; leaves ``model/`` and ``summary.json`` in ``out``.
+
+    ``config_path`` is the resolved config on disk; ``state`` is the parent of the sites' state
+    folders, whose ``SITE/cache`` holds decoded images. Called again for an unfinished ``out``,
+    it resumes.
+    """
+
+    def __call__(
+        self,
+        config: RunConfig,
+        sites: Sequence[SiteData],
+        *,
+        config_path: Path,
+        out: Path,
+        state: Path,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FoldData:
+    """The sites with the split of one fold (or their usual one), and all of them as one."""
+
+    fold: Fold | None
+    sites: tuple[SiteData, ...]
+    pooled: SiteData
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trial:
+    """One run: ``sites`` take part, and the test studies of each are scored in their order."""
+
+    name: str
+    config: RunConfig
+    sites: tuple[SiteData, ...]
+
+
+def deal_folds(sites: Sequence[SiteData], count: int | None) -> list[FoldData]:
+    """Split the sites' studies into ``count`` folds; None: the one split that they have.
+
+    Raises
+    ------
+    DataError
+        If the sites do not share one task.
+    """
+    content = {site.name: _content_sha256(site) for site in sites}
+    folds = [Fold(index, count) for index in range(count)] if count else [None]
+    return [_fold_data(sites, fold, content) for fold in folds]
+
+
+def _fold_data(
+    sites: Sequence[SiteData], fold: Fold | None, content: dict[str, str]
+) -> FoldData:
+    dealt = tuple(site if fold is None else _resplit(site, fold) for site in sites)
+    digests = {
+        site.name: _sha256(content[site.name].encode(), site.split.tobytes()) for site in dealt
+    }
+    pooled = pool(dealt, name="pooled", state=dealt[0].state)
+    return FoldData(fold, dealt, pooled, digests)
+
+
+def _resplit(site: SiteData, fold: Fold) -> SiteData:
+    split = split_of(site.studies, site_name=site.name, rule=site.task.split, fold=fold)
+    return replace(site, split=split)
+
+
+def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
+    """Yield an arm's runs for one seed and fold, in the order of the sites they score."""
+    run = arm.config.run.model_copy(update={"seed": seed})
+    config = arm.config.model_copy(update={"run": run})
+    everyone = list(data.digests.values())
+    groups: list[tuple[str, tuple[SiteData, ...], list[str]]] = {
+        "federated": [("federated", data.sites, everyone)],
+        "pooled": [("pooled", (data.pooled,), everyone)],
+        "local": [(f"local-{s.name}", (s,), [data.digests[s.name]]) for s in data.sites],
+    }[arm.regime]
+    fold = [f"fold{data.fold.index + 1}of{data.fold.count}"] if data.fold else []
+    for group, members, digests in groups:
+        content = _sha256(*(part.encode() for part in (group, to_toml(config), *digests)))
+        name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
+        yield Trial(name, config, members)
+
+
+def finish(trial: Trial, runner: Runner, *, out: Path) -> NDArray[np.float32]:
+    """Return the logits [N, L] of the trial's test studies, running it where that is not done.
+
+    Raises
+    ------
+    MedFusionError
+        Whatever the run raises.
+    """
+    folder = out / "runs" / trial.name
+    finished = folder / "logits.npy"
+    if finished.exists():
+        logits: NDArray[np.float32] = np.load(finished, allow_pickle=False)
+        return logits
+    folder.mkdir(parents=True, exist_ok=True)
+    state = out / "state"
+    if not (folder / "summary.json").exists():
+        config_path = folder / "config.toml"
+        config_path.write_text(to_toml(trial.config), encoding="utf-8")
+        runner(trial.config, trial.sites, config_path=config_path, out=folder, state=state)
+    saved = load_model(folder / "model")
+    logits = np.concatenate(
+        [
+            score_part(saved, site, TEST, cache=state / site.name / "cache").logits
+            for site in trial.sites
+        ]
+    )
+    partial = folder / ".logits.npy.partial"
+    with partial.open("wb") as file:
+        np.save(file, logits, allow_pickle=False)
+    partial.rename(finished)
+    return logits
+
+
+def _content_sha256(site: SiteData) -> str:
+    """Hash what a run reads of a site, the split apart; images by name and size."""
+    studies = site.studies
+    arrays = (studies.study_ids, studies.patient_ids, studies.features, studies.labels)
+    images = [f"{path}:{_size(path)}" if path else "" for path in studies.images]
+    return _sha256(
+        site.task.sha256.encode(),
+        site.config.model_dump_json().encode(),
+        *(np.ascontiguousarray(array).tobytes() for array in arrays),
+        *((note or "").encode() for note in studies.notes),
+        *(image.encode() for image in images),
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1  # gone since the table was read: the run will say so
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""A saved model applied to a part of a site's studies, with the truth beside its scores.
+
+Legend: N studies, L labels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfusion.data.images import ImageCache
+from medfusion.data.site_data import SiteData
+from medfusion.data.split import TRAIN
+from medfusion.data.task import Task
+from medfusion.data.tensors import StudyTensors
+from medfusion.data.thresholds import (
+    Selection,
+    feature_label_histograms,
+    first_study_per_patient,
+    select_features,
+)
+from medfusion.errors import DataError
+from medfusion.evaluation.metrics import check_logits
+from medfusion.models.registry import build_tokenizer, modalities_of
+from medfusion.models.saved import SavedModel
+from medfusion.prediction import predict_logits
+from medfusion.training.device import choose_device
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """Logits of N studies and what is known about them.
+
+    Attributes
+    ----------
+    logits
+        float32 [N, L].
+    labels, known
+        float32 [N, L]; ``labels`` is 0 where ``known`` is 0.
+    patients
+        [N], one value for each patient.
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    known: NDArray[np.float32]
+    patients: NDArray[Any]
+
+
+def score_part(saved: SavedModel, site: SiteData, part: int, *, cache: Path) -> Scores:
+    """Score every study of one part of a site's split.
+
+    Parameters
+    ----------
+    part
+        ``TRAIN``, ``CALIBRATION`` or ``TEST``.
+    cache
+        Folder of the site's decoded images; written to.
+
+    Raises
+    ------
+    DataError
+        If the site's task is not the model's, or an image cannot be read.
+    FederationError
+        If the model gives NaN.
+    """
+    check_same_task(saved.task, site)
+    modalities = modalities_of(saved.options, site.task)
+    image = site.task.image if "image" in modalities else None
+    device = choose_device(site.config.compute.device)
+    tensors = StudyTensors.build(
+        site.part(part),
+        site.task,
+        selection=selection_at(saved, site),
+        modalities=modalities,
+        cache=ImageCache(cache, image) if image else None,
+        tokenizer=build_tokenizer(saved.options, site.task),
+    )
+    batch = site.config.compute.physical_batch
+    logits = predict_logits(saved.module.to(device), tensors, device, batch=batch)
+    check_logits(logits)
+    return Scores(
+        logits, tensors.labels.numpy(), tensors.known.numpy(), site.part(part).patient_ids
+    )
+
+
+def selection_at(saved: SavedModel, site: SiteData) -> Selection | None:
+    """Return the selection under which the model reads the site's features.
+
+    The model's own where it carries one. Under local selection it carries none: the site
+    chooses from the histograms of its training patients, exactly, since nothing of it leaves.
+    """
+    if saved.selection is not None:
+        return saved.selection
+    reads_features = "tabular" in modalities_of(saved.options, saved.task)
+    if saved.selection_method != "local" or not reads_features:
+        return None
+    studies = site.part(TRAIN)
+    studies = studies.take(first_study_per_patient(studies.patient_ids))
+    histograms = feature_label_histograms(studies.features, studies.labels, site.task)
+    return select_features(histograms, site.task, saved.top_n)
+
+
+def check_same_task(task: Task, site: SiteData) -> None:
+    """Refuse a site whose task is not the model's; raises `DataError`."""
+    if site.task.sha256 == task.sha256:
+        return
+    ours, theirs = task.to_json(), site.task.to_json()
+    differing = ", ".join(f"[{key}]" for key in ours if ours[key] != theirs[key])
+    raise DataError(
+        f"site {site.name!r}: its task differs from the model's in {differing} (hash "
+        f"{site.task.sha256[:12]}, expected {task.sha256[:12]}): give the site the task.toml "
+        "that the model was trained with"
+    )

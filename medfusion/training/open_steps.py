@@ -1,0 +1,74 @@
+"""Steps of ordinary training, without privacy."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from medfusion.objectives.multilabel import mean_loss, per_sample_loss
+from medfusion.training.local_run import LocalRun
+
+
+def fit_openly(run: LocalRun, batches: Iterator[Tensor], generator: torch.Generator) -> float:
+    """Train without privacy; returns the mean loss."""
+    losses, sizes = [], []
+    for group in _grouped(batches, run.physical_batch):
+        # One gather for several small batches: at a few studies a step, it halves the work.
+        index = torch.cat(group)
+        rows = [len(batch) for batch in group]
+        inputs = {n: torch.split(x, rows) for n, x in run.inputs(index, generator).items()}
+        labels, known = (torch.split(target, rows) for target in run.targets(index))
+        for i in range(len(group)):
+            batch = {name: tensors[i] for name, tensors in inputs.items()}
+            losses.append(_open_step(run, batch, labels[i], known[i]))
+        sizes += rows
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    return float((torch.stack(losses).cpu().double() * weights).sum() / weights.sum())
+
+
+def _grouped(batches: Iterator[Tensor], rows: int) -> Iterator[list[Tensor]]:
+    """Yield runs of batches that together hold at most ``rows``, or a single larger one."""
+    group: list[Tensor] = []
+    size = 0
+    for batch in batches:
+        if group and size + len(batch) > rows:
+            yield group
+            group, size = [], 0
+        group.append(batch)
+        size += len(batch)
+    if group:
+        yield group
+
+
+def _open_step(run: LocalRun, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
+    """Take one step on a batch; returns its mean loss, a scalar."""
+    loss = None
+    while loss is None:
+        with suppress(torch.OutOfMemoryError):  # past it, the exception holds no tensors
+            loss = _backward(run, inputs, labels, known)
+        if loss is None:
+            run.clear_gradients()
+            run.halve()
+    if run.pull is not None:
+        run.pull()
+    run.optimizer.step()
+    run.clear_gradients()
+    return loss
+
+
+def _backward(run: LocalRun, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
+    """Leave the gradient of the batch's mean loss in ``grad``; returns that loss."""
+    size, most = len(labels), run.physical_batch
+    if size <= most:
+        loss = mean_loss(run.logits(inputs), labels, known)
+        torch.autograd.backward(loss)
+        return loss.detach()
+    total = torch.zeros((), device=run.device)
+    for start in range(0, size, most):
+        piece = slice(start, start + most)
+        logits = run.logits({name: tensor[piece] for name, tensor in inputs.items()})
+        loss = per_sample_loss(logits, labels[piece], known[piece]).sum() / size
+        torch.autograd.backward(loss)
+        total += loss.detach()
+    return total
