@@ -85,7 +85,7 @@ class RunConfig(Options):
         return self
 
     def evaluation_rounds(self) -> tuple[int, ...]:
-        """Rounds after which metrics are released; the last one is always among them."""
+        """Return the rounds after which metrics are released; the last one is always among them."""
         every = self.evaluation.every
         if every is None:
             every = 0 if self.privacy.enabled else 1

@@ -19,7 +19,7 @@ def predict_logits(
     model.eval()
     parts = [
         model(tensors.inputs(index, device)).float().cpu()
-        for index in torch.arange(len(tensors)).split(batch)
+        for index in torch.split(torch.arange(len(tensors)), batch)
     ]
     model.train(training)
     width = tensors.labels.shape[1]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -163,7 +164,11 @@ class _Worker:
 
     def __init__(self, factories: dict[int, NodeFactory], threads: int) -> None:
         # Forked workers share the loaded libraries and start in milliseconds; CUDA forbids it.
-        context = multiprocessing.get_context("spawn" if _has_gpu() else "fork")
+        context: SpawnContext | ForkContext = (
+            multiprocessing.get_context("spawn")
+            if _has_gpu()
+            else multiprocessing.get_context("fork")
+        )
         self.connection, theirs = context.Pipe()
         self._sender = _Sender(self.connection)
         self._process = context.Process(

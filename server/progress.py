@@ -65,11 +65,11 @@ class RunProgress:
         """Say what a person should know, above the bars."""
         self._say(f"warning: {text}")
 
-    def site_replied(self, name: str, *, seconds: float, failed: str | None) -> None:
-        """Advance a site's bar."""
+    def site_replied(self, name: str, *, round: int, seconds: float, failed: str | None) -> None:
+        """Bring a site's bar to the round that it has answered."""
         if name in self._sites:
-            note = f"{seconds:.1f} s" if failed is None else f"failed: {failed}"
-            self._bars.update(self._sites[name], advance=1, note=note)
+            note = f"{seconds:.1f} s" if failed is None else "failed"
+            self._bars.update(self._sites[name], completed=round, note=note)
         if failed is not None:
             self._say(f"site {name} failed: {failed}")
 

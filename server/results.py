@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from medfusion.evaluation.report.build import build_report
+
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
-from medfusion.evaluation.report.build import build_report
 from medfusion.models.registry import modalities_of
 from medfusion.models.saved import save_model
 from medfusion.privacy.plan import DpPlan, make_plan

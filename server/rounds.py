@@ -120,7 +120,7 @@ class RoundLoop:
         self._show.phase("delivering the model")
         request = self._request(outcome.selection, card=card)
         messages = broadcast("deliver", request_content(request, outcome.arrays), roster.nodes)
-        replies = self._exchange(messages, roster)
+        replies = self._exchange(messages, roster, number=self._config.run.rounds)
         replies.require(self._config.server.min_sites)
 
     def _select(self, roster: Roster) -> Selection | None:
@@ -188,7 +188,7 @@ class RoundLoop:
         messages = self._strategy.configure_train(
             number, arrays, request_config(self._request(selection)), self._grid
         )
-        replies = self._exchange(list(messages), roster)
+        replies = self._exchange(list(messages), roster, number=number)
         replies.require(self._config.server.min_sites)
         return replies
 
@@ -199,7 +199,7 @@ class RoundLoop:
         messages = self._strategy.configure_evaluate(
             number, arrays, request_config(self._request(state.selection)), self._grid
         )
-        replies = self._exchange(list(messages), roster)
+        replies = self._exchange(list(messages), roster, number=number)
         replies.require(self._config.server.min_sites)
         self._strategy.aggregate_evaluate(number, list(replies.good.values()))
         state.histograms = {
@@ -213,14 +213,14 @@ class RoundLoop:
         chosen = selection.to_json() if selection else None
         return Request(settings=self._settings, selection=chosen, **parts)
 
-    def _exchange(self, messages: list[Any], roster: Roster) -> Replies:
+    def _exchange(self, messages: list[Any], roster: Roster, *, number: int = 0) -> Replies:
         return exchange(
             self._grid,
             messages,
             roster.names,
             timeout=self._config.server.round_timeout,
             on_reply=lambda name, seconds, failed: self._show.site_replied(
-                name, seconds=seconds, failed=failed
+                name, round=number, seconds=seconds, failed=failed
             ),
         )
 

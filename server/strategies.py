@@ -66,9 +66,8 @@ def build_strategy(options: StrategyOptions, *, min_sites: int) -> Strategy:
         for name, parameter in parameters.items()
         if name not in _OWNED
     }
-    checked = create_model(f"{options.name}Options", __base__=Options, **fields).parse(
-        options.settings, where=f"[strategy] {options.name}"
-    )
+    schema: type[Options] = create_model(f"{options.name}Options", __base__=Options, **fields)
+    checked = schema.parse(options.settings, where=f"[strategy] {options.name}")
     ours: dict[str, Any] = {
         "min_train_nodes": min_sites,
         "min_evaluate_nodes": min_sites,

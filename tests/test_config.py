@@ -24,7 +24,7 @@ eta = 0.02
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "config.toml"
     file.write_text(CONFIG)

@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import torch
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from client.node.policy import Releases
@@ -32,7 +31,7 @@ from medfusion.models.registry import build_model, build_tokenizer, modalities_o
 from medfusion.prediction import predict_logits
 from medfusion.privacy.histograms import noised
 from medfusion.privacy.plan import DpPlan, make_plan
-from medfusion.randomness import derive_seed, stream
+from medfusion.randomness import stream
 from medfusion.training.device import choose_device
 from medfusion.training.loop import fit
 from medfusion.transport.arrays import check_matches, from_record, state_sha256, to_record
@@ -97,7 +96,7 @@ class Trainer:
             proximal_mu=request.proximal_mu,
             modality_dropout=settings.model.modality_dropout,
         )
-        metrics: dict[str, int | float] = {WEIGHT_KEY: self._data.patients_public}
+        metrics: dict[str, int | float | list[int] | list[float]] = {WEIGHT_KEY: self._data.patients_public}
         if settings.report_loss:
             if self._plan is not None:
                 raise FederationError("the training loss stays at the site under privacy")
@@ -121,6 +120,8 @@ class Trainer:
         labels, known = test.labels.numpy(), test.known.numpy()
         if self._plan is None:
             histogram = score_histogram(logits, labels, known)
+        elif self._plan.metrics_noise is None:
+            raise FederationError("the run's plan pays for no metrics: refused")
         else:
             histogram = noised(
                 score_histogram(logits, labels, known, bins=NOISED_BINS),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from glob import glob
+from itertools import pairwise
 from pathlib import Path
 
 from client.node.simulated import node_app, simulated_secret
@@ -32,7 +33,7 @@ def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]
             "found none"
         )
     sites = sorted((load_site_data(folder, fold=fold) for folder in folders), key=_name)
-    for one, next_one in zip(sites, sites[1:], strict=False):
+    for one, next_one in pairwise(sites):
         if one.name == next_one.name:
             raise FederationError(
                 f"expected sites of different names, found two called {one.name!r}: change "
@@ -47,14 +48,20 @@ def run_federation(
     *,
     config_path: Path,
     out: Path,
+    state: Path | None = None,
     use_site_state: bool = False,
 ) -> None:
-    """Run the coordinator's app with the sites' Nodes; state goes under ``out`` or to the sites."""
+    """Run the coordinator's app with the sites' Nodes.
+
+    Their state folders are ``state/NAME`` (``out/state/NAME`` if it is not given), or the
+    sites' own.
+    """
+    scratch = state or out / "state"
     factories = {
         site.name: partial(
             node_app,
             site,
-            site.state if use_site_state else out / "state" / site.name,
+            site.state if use_site_state else scratch / site.name,
             None if use_site_state else simulated_secret(config.run.seed, site.name),
         )
         for site in sites

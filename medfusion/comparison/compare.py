@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,7 +17,6 @@ from medfusion.data.site_data import SiteData
 from medfusion.errors import MedFusionError, UsageError
 
 RESULT = "compare.json"
-_CONTENT = {RESULT, "runs", "state"}
 
 
 class Observer(Protocol):
@@ -85,9 +84,7 @@ class Comparison:
         scores = np.stack(
             [self._arm_scores(index, runner, out, observer) for index in range(len(self.arms))]
         )
-        result = compare_json(
-            self.arms, scores, self.truth, seeds=self.seeds, folds=self.folds
-        )
+        result = compare_json(self.arms, scores, self.truth, seeds=self.seeds, folds=self.folds)
         partial = out / f".{RESULT}.partial"
         partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(partial, out / RESULT)
@@ -100,8 +97,10 @@ class Comparison:
         arm = self.arms[index]
 
         def logits_of(trial: Trial) -> NDArray[np.float32]:
-            with_place = _adding(f"arm {index} ({arm}), run {trial.name}")
-            logits = with_place(lambda: finish(trial, runner, out=out))
+            try:
+                logits = finish(trial, runner, out=out)
+            except MedFusionError as error:
+                raise type(error)(f"arm {index} ({arm}), run {trial.name}: {error}") from error
             observer.trial_done(trial)
             return logits
 
@@ -119,7 +118,6 @@ def check_folder(out: Path) -> None:
     """Refuse a folder that holds anything but a comparison; raises `UsageError`."""
     if not out.exists():
         return
-    if not out.is_dir() or {path.name for path in out.iterdir()} - {*_CONTENT, f".{RESULT}.partial"}:
-        raise UsageError(
-            f"{out}: exists and is not a comparison's folder; choose another --out"
-        )
+    ours = {RESULT, f".{RESULT}.partial", "runs", "state"}
+    if not out.is_dir() or {path.name for path in out.iterdir()} - ours:
+        raise UsageError(f"{out}: exists and is not a comparison's folder; choose another --out")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medfusion.comparison.arms import Arm
 from medfusion.comparison.trials import FoldData
 from medfusion.data.split import TEST
+from medfusion.errors import DataError
 from medfusion.evaluation.intervals import PatientBootstrap, patient_bootstrap
 from medfusion.evaluation.metrics import mean_of_known, metrics_from_logits
 
@@ -43,8 +44,18 @@ class Truth:
 
     @classmethod
     def of(cls, folds: Sequence[FoldData]) -> Self:
-        """Gather the test studies of all folds, within a fold site by site."""
+        """Gather the test studies of all folds, within a fold site by site.
+
+        Raises
+        ------
+        DataError
+            If there are none.
+        """
         parts = [(site.name, site.part(TEST)) for fold in folds for site in fold.sites]
+        if not any(len(studies) for _, studies in parts):
+            raise DataError(
+                "expected test patients, found none: use --folds, or [split] of the task"
+            )
         labels = np.concatenate([studies.labels for _, studies in parts])
         patients = [f"{name}/{patient}" for name, s in parts for patient in s.patient_ids]
         return cls(
@@ -77,8 +88,7 @@ def compare_json(
     return {
         "schema": 1,
         "arms": [
-            _arm_json(arm, bootstrap, index, scores[index], truth)
-            for index, arm in enumerate(arms)
+            _arm_json(arm, bootstrap, index, scores[index], truth) for index, arm in enumerate(arms)
         ],
         "differences": [
             {"a": a, "b": b, "auroc_macro": bootstrap.difference(a, b).to_json()}

@@ -41,7 +41,8 @@ class Runner(Protocol):
         config_path: Path,
         out: Path,
         state: Path,
-    ) -> None: ...
+    ) -> None:
+        """Run, or resume."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,9 +77,7 @@ def deal_folds(sites: Sequence[SiteData], count: int | None) -> list[FoldData]:
     return [_fold_data(sites, fold, content) for fold in folds]
 
 
-def _fold_data(
-    sites: Sequence[SiteData], fold: Fold | None, content: dict[str, str]
-) -> FoldData:
+def _fold_data(sites: Sequence[SiteData], fold: Fold | None, content: dict[str, str]) -> FoldData:
     dealt = tuple(site if fold is None else _resplit(site, fold) for site in sites)
     digests = {
         site.name: _sha256(content[site.name].encode(), site.split.tobytes()) for site in dealt
@@ -96,17 +95,17 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
     """Yield an arm's runs for one seed and fold, in the order of the sites they score."""
     run = arm.config.run.model_copy(update={"seed": seed})
     config = arm.config.model_copy(update={"run": run})
-    everyone = list(data.digests.values())
-    groups: list[tuple[str, tuple[SiteData, ...], list[str]]] = {
-        "federated": [("federated", data.sites, everyone)],
-        "pooled": [("pooled", (data.pooled,), everyone)],
-        "local": [(f"local-{s.name}", (s,), [data.digests[s.name]]) for s in data.sites],
-    }[arm.regime]
+    groups: list[tuple[str, tuple[SiteData, ...], list[str]]]
+    if arm.regime == "local":
+        groups = [(f"local-{s.name}", (s,), [data.digests[s.name]]) for s in data.sites]
+    else:
+        members = data.sites if arm.regime == "federated" else (data.pooled,)
+        groups = [(arm.regime, members, list(data.digests.values()))]
     fold = [f"fold{data.fold.index + 1}of{data.fold.count}"] if data.fold else []
-    for group, members, digests in groups:
+    for group, taking_part, digests in groups:
         content = _sha256(*(part.encode() for part in (group, to_toml(config), *digests)))
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
-        yield Trial(name, config, members)
+        yield Trial(name, config, taking_part)
 
 
 def finish(trial: Trial, runner: Runner, *, out: Path) -> NDArray[np.float32]:

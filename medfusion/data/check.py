@@ -145,7 +145,7 @@ def _image_findings(
     """Images that cannot be decoded, and files that several patients share."""
     if site.task.image is None:
         return
-    total = sum(path is not None for path in studies.images)
+    total = len(set(studies.images) - {None})
     report = (lambda: on_image(total)) if on_image else None
     where = table.where(local_name(site, site.task.image.column))
     cells = Cells.absent(where, studies.rows)

@@ -1,5 +1,6 @@
 """From the text of one column to checked values; each problem becomes a finding."""
 
+import math
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -162,7 +163,7 @@ def number_of(cell: str, decimal: str) -> float | None:
         number = float(cell)
     except ValueError:
         return None
-    return number if np.isfinite(number) and "_" not in cell else None
+    return number if math.isfinite(number) and "_" not in cell else None
 
 
 def _resolved(images: Path, name: str, parents: dict[str, str]) -> str:

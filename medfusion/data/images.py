@@ -174,15 +174,15 @@ def unreadable_images(
     paths: Sequence[Path | None], spec: ImageSpec, on_decode: Callable[[], None] | None = None
 ) -> NDArray[np.bool_]:
     """Try every image and mark those that cannot be decoded: bool [N]; nothing is written."""
-    bad = np.zeros(len(paths), dtype=bool)
-    present = [(i, path) for i, path in enumerate(paths) if path is not None]
+    files = list(dict.fromkeys(path for path in paths if path is not None))
+    damaged = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = pool.map(partial(_is_damaged, spec=spec), [path for _, path in present])
-        for (i, _), damaged in zip(present, images, strict=True):
-            bad[i] = damaged
+        for path, bad in zip(files, pool.map(partial(_is_damaged, spec=spec), files), strict=True):
+            if bad:
+                damaged.add(path)
             if on_decode:
                 on_decode()
-    return bad
+    return np.array([path in damaged for path in paths], dtype=bool)
 
 
 def _is_damaged(path: Path, spec: ImageSpec) -> bool:

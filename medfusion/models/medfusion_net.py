@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from medfusion.models.blocks.heads import PooledHead, QueryHead
 from medfusion.models.blocks.image_streams import ImageStreams, StreamSizes
-from medfusion.models.blocks.text_encoder import TextEncoder
 from medfusion.models.blocks.tokens import Memory, StateToken, TabularTokens, TextTokens
 from medfusion.models.contract import Model
 from medfusion.models.options import MedFusionNetOptions
@@ -95,6 +94,9 @@ class MedFusionNet(Model):
         if "tabular" in modalities:
             self.tabular = TabularTokens(spec.columns, spec.column_values, width)
         if "text" in modalities:
+            # imported here, since transformers takes a second
+            from medfusion.models.blocks.text_encoder import TextEncoder
+
             self.text_encoder = TextEncoder(options.text, spec.max_tokens)
             self.text = TextTokens(self.text_encoder.width, width)
         self.head: nn.Module

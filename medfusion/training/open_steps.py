@@ -16,12 +16,12 @@ def fit_openly(run: LocalRun, batches: Iterator[Tensor], generator: torch.Genera
     for group in _grouped(batches, run.physical_batch):
         # One gather for several small batches: at a few studies a step, it halves the work.
         index = torch.cat(group)
-        rows = [len(batch) for batch in group]
+        rows = [batch.numel() for batch in group]  # len() of a tensor takes ten times as long
         inputs = {n: torch.split(x, rows) for n, x in run.inputs(index, generator).items()}
         labels, known = (torch.split(target, rows) for target in run.targets(index))
-        for i in range(len(group)):
+        for i, size in enumerate(rows):
             batch = {name: tensors[i] for name, tensors in inputs.items()}
-            losses.append(_open_step(run, batch, labels[i], known[i]))
+            losses.append(_open_step(run, size, batch, labels[i], known[i]))
         sizes += rows
     weights = torch.tensor(sizes, dtype=torch.float64)
     return float((torch.stack(losses).cpu().double() * weights).sum() / weights.sum())
@@ -32,21 +32,24 @@ def _grouped(batches: Iterator[Tensor], rows: int) -> Iterator[list[Tensor]]:
     group: list[Tensor] = []
     size = 0
     for batch in batches:
-        if group and size + len(batch) > rows:
+        more = batch.numel()
+        if group and size + more > rows:
             yield group
             group, size = [], 0
         group.append(batch)
-        size += len(batch)
+        size += more
     if group:
         yield group
 
 
-def _open_step(run: LocalRun, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
+def _open_step(
+    run: LocalRun, size: int, inputs: dict[str, Tensor], labels: Tensor, known: Tensor
+) -> Tensor:
     """Take one step on a batch; returns its mean loss, a scalar."""
     loss = None
     while loss is None:
         with suppress(torch.OutOfMemoryError):  # past it, the exception holds no tensors
-            loss = _backward(run, inputs, labels, known)
+            loss = _backward(run, size, inputs, labels, known)
         if loss is None:
             run.clear_gradients()
             run.halve()
@@ -57,9 +60,11 @@ def _open_step(run: LocalRun, inputs: dict[str, Tensor], labels: Tensor, known: 
     return loss
 
 
-def _backward(run: LocalRun, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
+def _backward(
+    run: LocalRun, size: int, inputs: dict[str, Tensor], labels: Tensor, known: Tensor
+) -> Tensor:
     """Leave the gradient of the batch's mean loss in ``grad``; returns that loss."""
-    size, most = len(labels), run.physical_batch
+    most = run.physical_batch
     if size <= most:
         loss = mean_loss(run.logits(inputs), labels, known)
         torch.autograd.backward(loss)

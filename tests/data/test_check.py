@@ -120,6 +120,7 @@ def test_a_site_with_no_positives_and_no_rows(tmp_path: Path) -> None:
 
 def test_the_declared_patients_are_compared(tmp_path: Path) -> None:
     header, rows = HEADER + ",part", tuple(f"{row},train" for row in ROWS)
+    rows = (*rows, "s5,p5,,,,,,0,0,calibration")
     folder = make_site(tmp_path, rows, header=header, split='column = "part"', patients_public=5)
     report = check_site(folder)
     message = only(report, "patients-public", "warning")
@@ -205,9 +206,10 @@ def test_names_that_are_none(column: str) -> None:
 
 
 def test_a_table_without_a_header_shows_none_of_it(tmp_path: Path) -> None:
-    rows = tuple(f"{i + 9000},{i + 100},,,64,1,0,1,0" for i in range(30))
+    rows = tuple(f"{i + 900000},{i + 100},,,64,1,0,1,0" for i in range(30))
     report = check_site(make_site(tmp_path, rows[1:], header=rows[0]))
     assert only(report, "no-header", "error")
+    assert "studies.csv, column 1:" in only(report, "identifier-unique")
     assert not any(value in str(report.to_json()) for value in ("9000", "'100'", "64"))
 
 

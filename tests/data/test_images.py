@@ -1,6 +1,9 @@
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -166,6 +169,30 @@ def test_any_order_of_requests_gives_the_right_pixels(
         for i, row in zip(batch, rows, strict=True):
             assert_array_equal(cache.array[row], decode_image(paths[i], GREY))
     assert decodes.n == len(set().union(*batches))
+
+
+def test_two_nodes_may_fill_one_cache_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_image(tmp_path / f"{i}.png", i) for i in range(4)]
+    both_want_it, decodes, original = Barrier(2), Decodes(), ImageCache._locked
+
+    def late(cache: ImageCache) -> AbstractContextManager[None]:
+        both_want_it.wait(timeout=10)
+        return original(cache)
+
+    monkeypatch.setattr(ImageCache, "_locked", late)
+    caches = [ImageCache(tmp_path / "cache", GREY) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(caches[0].rows, paths[:3], decodes),
+            pool.submit(caches[1].rows, paths[1:], decodes),
+        ]
+        found = [future.result() for future in futures]
+    assert decodes.n == 4
+    for cache, wanted, rows in zip(caches, (paths[:3], paths[1:]), found, strict=True):
+        for path, row in zip(wanted, rows, strict=True):
+            assert_array_equal(cache.array[row], decode_image(path, GREY))
 
 
 @pytest.mark.parametrize("crash_before", ["fsync", "replace"])

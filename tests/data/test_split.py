@@ -91,8 +91,11 @@ def test_site_and_seed_are_part_of_the_hash() -> None:
 
 
 def test_the_split_never_changes_between_versions() -> None:
-    parts = split_of(studies_of([f"p{i}" for i in range(12)]), site_name="north", rule=SplitRule())
+    studies = studies_of([f"p{i}" for i in range(12)])
+    parts = split_of(studies, site_name="north", rule=SplitRule())
     assert_array_equal(parts, [0, 2, 0, 0, 0, 0, 0, 0, 2, 0, 2, 0])
+    fold = split_of(studies, site_name="north", rule=SplitRule(), fold=Fold(0, 3))
+    assert_array_equal(fold, [0, 1, 0, 0, 0, 0, 0, 0, 2, 2, 0, 0])
 
 
 def test_the_column_decides_and_a_fold_overrides_it() -> None:

@@ -189,8 +189,9 @@ def test_all_problems_are_collected(tmp_path: Path) -> None:
 
 
 def test_duplicate_studies_give_rows_not_ids(tmp_path: Path) -> None:
-    message = refused(make_site(tmp_path, rows=(*ROWS, "s3,p9,,,,,,0,0", "s3,p9,,,,,,0,0")))
-    assert "1 study id on several rows (rows 2, 6, 7)" in message
+    extra = ("s3,p9,,,,,,0,0", "s1,p9,,,,,,0,0", "s1,p9,,,,,,0,0")
+    message = refused(make_site(tmp_path, rows=(*ROWS, *extra)))
+    assert "2 study ids on several rows (rows 2, 3, 6, 7, 8)" in message
     assert "s3" not in message
 
 

@@ -9,7 +9,6 @@ from medfusion.errors import ConfigError
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.strategies import STRATEGIES, build_strategy
 
-
 OPTIONS = {
     "qfedavg": {"client_learning_rate": 0.1},
     "fedavgm": {"server_momentum": 0.9, "server_learning_rate": 0.5},

@@ -9,7 +9,6 @@ from replies import make_reply
 from medfusion.models.spec import FeatureAxis
 from server.local_selection import fill_unselected
 
-
 COLUMNS = 3
 
 

@@ -6,7 +6,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from medfusion.transport.requests import ARRAYS, METRICS, REPLY, WEIGHT_KEY, reply_with
 
-
 # Flower makes messages only inside a task of its own.
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 

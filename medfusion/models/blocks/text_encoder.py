@@ -24,6 +24,7 @@ from transformers import (
     BertModel,
     BertTokenizer,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from medfusion.errors import ConfigError
 from medfusion.models.options import TextOptions
@@ -108,7 +109,7 @@ class TextEncoder(nn.Module):
         with torch.no_grad():
             try:
                 heard, self._pad_id = self._states(ids), self._pad_id + 1
-                other, self._pad_id = self._states(ids), self._pad_id - 1
+                other, self._pad_id = self._states(ids), self._pad_id - 1  # other word, masked
             except (RuntimeError, TypeError, ValueError) as error:
                 raise ConfigError(
                     f"model.text.encoder = {name!r}: {type(self.encoder).__name__} cannot be "
@@ -188,7 +189,8 @@ def _load(name: str) -> Any:
     for key, value in config.to_dict().items():
         if "dropout" in key and isinstance(value, float):
             setattr(config, key, 0.0)
-    return _from_local(
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # ours shows the progress of the run
+    model = _from_local(
         AutoModel,
         name,
         config=config,
@@ -196,6 +198,7 @@ def _load(name: str) -> Any:
         use_safetensors=True,
         dtype=torch.float32,
     )
+    return model.train()  # loaded in evaluation mode, in which Opacus' hooks are idle
 
 
 def _from_local(kind: Any, name: str, **settings: Any) -> Any:

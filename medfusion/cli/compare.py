@@ -1,0 +1,202 @@
+"""``medfusion compare``: regimes and settings on the same test patients."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from medfusion.comparison.arms import Arm
+    from medfusion.comparison.compare import Comparison, Observer
+    from medfusion.comparison.trials import Trial
+    from medfusion.config import RunConfig
+    from medfusion.data.site_data import SiteData
+
+_MOST_PAIRS_SHOWN = 15
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="config.toml of the run.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the comparison; finished runs in it are used again.")
+    ],
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    regimes: Annotated[
+        str, typer.Option(help="Some of pooled, local, federated, by commas.")
+    ] = "pooled,local,federated",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=A,B,...; several cross; a list is written A+B."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each arm, with seeds run.seed, run.seed + 1, ...")
+    ] = 1,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Test every patient once in K folds; none: the sites' split."),
+    ] = None,
+) -> None:
+    """Compare regimes and settings on the same test patients, with paired intervals."""
+    from medfusion.cli.compose import load_sites
+    from medfusion.comparison.arms import plan_arms
+    from medfusion.comparison.compare import Comparison, check_folder
+
+    arms = plan_arms(
+        config,
+        overrides=override or [],
+        regimes=[name.strip() for name in regimes.split(",")],
+        vary=vary or [],
+    )
+    check_folder(out)
+    sites = load_sites(arms[0].config)
+    plan = Comparison.plan(arms, sites, seeds=seeds, folds=folds)
+    for trial in plan.distinct_trials.values():
+        _check(trial)
+    with _progress(len(plan.distinct_trials)) as observer:
+        result = plan.run(_run, out, observer)
+    _show(plan, result, out)
+
+
+def _check(trial: "Trial") -> None:
+    """Refuse what the coordinator or a Node would refuse, before anything runs.
+
+    Raises
+    ------
+    ConfigError, FederationError
+        As they would.
+    """
+    from client.node.policy import check_settings
+    from medfusion.data.task import Task
+    from medfusion.errors import ConfigError
+    from medfusion.models.registry import modalities_of
+    from medfusion.transport.requests import SiteDescription
+    from server.results import site_plans
+    from server.rounds import run_settings
+    from server.strategies import build_strategy
+
+    config, sites = trial.config, trial.sites
+    task = Task.load(config.run.task)
+    modalities_of(config.model, task)
+    quorum = config.server.min_sites
+    if len(sites) < quorum:
+        raise ConfigError(f"server.min_sites = {quorum}: found only {len(sites)} sites")
+    build_strategy(config.strategy, min_sites=quorum)
+    for site in sites:
+        check_settings(run_settings(config, task), site.task, site.config.policy)
+    described = {
+        site.name: SiteDescription(
+            site=site.name,
+            task=site.task.to_json(),
+            patients_public=site.patients_public,
+            delta=site.config.policy.delta,
+            max_epsilon=site.config.policy.max_epsilon,
+        )
+        for site in sites
+    }
+    site_plans(config, task, described)
+
+
+def _run(
+    config: "RunConfig",
+    sites: "Sequence[SiteData]",
+    *,
+    config_path: Path,
+    out: Path,
+    state: Path,
+) -> None:
+    """Run one federation; what it says goes to ``log.txt`` in its folder."""
+    import torch
+
+    from medfusion.cli.compose import run_federation
+
+    # Runs follow one another in this process, and each forks its workers: a pool of OpenMP
+    # threads, once started here, would be missing in the workers and hang them.
+    torch.set_num_threads(1)
+    with (out / "log.txt").open("a", encoding="utf-8") as log, redirect_stderr(log):
+        run_federation(config, sites, config_path=config_path, out=out, state=state)
+
+
+@contextmanager
+def _progress(total: int) -> "Iterator[Observer]":
+    """Show a line for each finished arm and, on a terminal, a bar over the runs."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)  # this very stream: a run's own is redirected
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    ) as bar:
+        runs = bar.add_task("", total=total)
+        done: set[str] = set()
+
+        class Lines:
+            def trial_done(self, trial: "Trial") -> None:
+                done.add(trial.name)
+                bar.update(runs, completed=len(done))
+
+            def arm_done(self, index: int, arm: "Arm", auroc: float | None) -> None:
+                text = f"arm {index} ({arm}): macro AUROC {_number(auroc)}"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        yield Lines()
+
+
+def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
+    """Print arms and differences as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from medfusion.comparison.arms import shown
+
+    arms = result["arms"]
+    keys = list(arms[0]["settings"])
+    table = Table("arm", "regime", *keys, "macro AUROC", "95% CI", *plan.truth.names)
+    for index, arm in enumerate(arms):
+        table.add_row(
+            str(index),
+            arm["regime"],
+            *(shown(arm["settings"][key]) for key in keys),
+            *_interval(arm["auroc_macro"]),
+            *(_number(arm["auroc"][name]["mean"]) for name in plan.truth.names),
+        )
+    console = Console(markup=False)  # names may hold brackets
+    console.print(table)
+    differences = result["differences"]
+    if len(differences) > _MOST_PAIRS_SHOWN:
+        differences = [pair for pair in differences if pair["b"] == 0]
+    if differences:
+        table = Table("arm", "minus arm", "macro AUROC", "95% CI")
+        for pair in differences:
+            table.add_row(str(pair["a"]), str(pair["b"]), *_interval(pair["auroc_macro"], "+.3f"))
+        console.print(table)
+    tested = f"each tested once in {plan.folds} folds" if plan.folds else "in the sites' test parts"
+    console.print(
+        f"{result['n_patients']} patients, {tested}; {plan.seeds} seed(s); intervals from "
+        f"{result['resamples']} resamples of patients\n{out / 'compare.json'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _interval(figure: dict[str, Any], form: str = ".3f") -> tuple[str, str]:
+    """Return a figure and its interval as two cells."""
+    if figure["ci95"] is None:
+        return _number(figure["mean"], form), "-"
+    return _number(figure["mean"], form), " to ".join(_number(end, form) for end in figure["ci95"])
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)

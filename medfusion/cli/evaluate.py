@@ -1,0 +1,73 @@
+"""``medfusion evaluate``: a model on the test patients of one site."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def evaluate(
+    model_dir: Annotated[
+        Path, typer.Argument(help="Folder with model.safetensors and model.json.")
+    ],
+    site: Annotated[Path, typer.Argument(help="Site folder, which holds site.toml.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure a model on a site's test patients; the figures stay at the site."""
+    from client.node.state import NodeState
+    from medfusion.data.site_data import load_site_data
+    from medfusion.data.split import TEST
+    from medfusion.errors import DataError
+    from medfusion.evaluation.held_out import held_out_json
+    from medfusion.models.saved import load_model
+    from medfusion.scoring import check_same_task, score_part
+
+    saved = load_model(model_dir)
+    data = load_site_data(site)
+    check_same_task(saved.task, data)
+    if not len(data.part(TEST)):
+        raise DataError(
+            f"site {data.name!r}: expected test patients, found none after the split; see "
+            "[split] of the task"
+        )
+    scores = score_part(saved, data, TEST, cache=NodeState(data.state).cache)
+    names = data.task.labels.names
+    figures = held_out_json(scores.logits, scores.labels, scores.known, scores.patients, names)
+    result = {"schema": 1, "site": data.name, **figures}
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Print the figures as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "label", "AUROC", "95% CI", "AUPRC", "Brier", "ECE", "positive", "negative", "unknown"
+    )
+    for name, row in result["labels"].items():
+        counts = (str(row[key]) for key in ("positives", "negatives", "unknown"))
+        table.add_row(name, *_figures(row["auroc"], row), *counts)
+    table.add_section()
+    macro = {"auprc": result["auprc_macro"], "brier": result["brier"], "ece": result["ece"]}
+    table.add_row("mean over labels", *_figures(result["auroc_macro"], macro))
+    console = Console(markup=False)  # names may hold brackets
+    console.print(
+        f"site {result['site']}: {result['patients']} test patients, {result['studies']} studies",
+        highlight=False,
+    )
+    console.print(table)
+
+
+def _figures(auroc: dict[str, Any], others: dict[str, Any]) -> tuple[str, ...]:
+    interval = " to ".join(_number(end) for end in auroc["ci95"]) if auroc["ci95"] else "-"
+    rest = (_number(others[key]) for key in ("auprc", "brier", "ece"))
+    return (_number(auroc["mean"]), interval, *rest)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,65 @@
+"""Figures of a model on held-out studies of one site, from raw scores.
+
+Legend: N studies, L labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfusion.evaluation.intervals import patient_bootstrap
+from medfusion.evaluation.metrics import metrics_from_logits
+
+
+def held_out_json(
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    known: NDArray[Any],
+    patients: NDArray[Any],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Return counts and figures, overall and for each label.
+
+    Parameters
+    ----------
+    logits, labels, known
+        [N, L]; a label counts where ``known`` is not 0.
+    patients
+        [N], one value for each patient: the bootstrap's unit.
+    names
+        The L labels.
+
+    Returns
+    -------
+    dict
+        ``patients``, ``studies``, ``auroc_macro`` (``mean``, ``ci95``), ``auprc_macro``,
+        ``brier``, ``ece`` (means over labels), and for each of ``labels``: ``auroc`` (``mean``,
+        ``ci95``), ``auprc``, ``brier``, ``ece``, ``positives``, ``negatives``, ``unknown``.
+        None where undefined.
+    """
+    figures = metrics_from_logits(logits, labels, known)
+    bootstrap = patient_bootstrap(logits[None], labels, known, patients)
+    positives = ((labels > 0) & (known > 0)).sum(axis=0)
+    answered = (known > 0).sum(axis=0)
+    return {
+        "patients": len(np.unique(patients)),
+        "studies": len(logits),
+        "auroc_macro": bootstrap.macro(0).to_json(),
+        "auprc_macro": figures.auprc_macro,
+        "brier": figures.brier_macro,
+        "ece": figures.ece_macro,
+        "labels": {
+            name: {
+                "auroc": bootstrap.auroc(0, column).to_json(),
+                "auprc": figures.auprc[column],
+                "brier": figures.brier[column],
+                "ece": figures.ece[column],
+                "positives": int(positives[column]),
+                "negatives": int(answered[column] - positives[column]),
+                "unknown": int(len(logits) - answered[column]),
+            }
+            for column, name in enumerate(names)
+        },
+    }

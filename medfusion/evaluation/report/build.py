@@ -1,0 +1,73 @@
+"""Renders a run folder as one HTML file that works offline."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from medfusion.evaluation.report import figures, tables
+from medfusion.evaluation.report.run_folder import Run, read_run
+
+
+def build_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run folder and return its path.
+
+    Reads ``summary.json`` and, where they exist, ``rounds.jsonl``, ``histograms.json``,
+    ``model/model.json`` and ``config.toml``.
+
+    Raises
+    ------
+    DataError
+        If the folder is not a finished run's, or a file is damaged or of another schema.
+    """
+    run = read_run(run_dir)
+    # Everything is escaped, names of hospitals and labels above all: they come from outside.
+    environment = Environment(
+        loader=PackageLoader("medfusion.evaluation.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(_content(run))
+    path = run_dir / "report.html"
+    partial = run_dir / ".report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _content(run: Run) -> dict[str, Any]:
+    """Return what the template shows."""
+    curves = figures.curves_by_round(run) if run.rounds else []
+    labels, quality = None, []
+    if run.counts is not None:
+        labels, legends = tables.label_table(run)
+        quality = [figures.roc_curves(run, legends), figures.reliability_diagram(run)]
+    return {
+        "run": run,
+        "key_figures": tables.key_figures(run),
+        "sentences": tables.in_words(run),
+        "curves": curves,
+        "quality": quality,
+        "labels": labels,
+        "sites": tables.site_table(run),
+        "thresholds": tables.threshold_table(run),
+        "selection_text": tables.selection_in_words(run),
+        "privacy": run.privacy,
+        "privacy_text": tables.privacy_covers(run),
+        "plans": tables.privacy_table(run),
+        "figures_json": _script_safe([*curves, *quality]),
+        "plotly_js": get_plotlyjs(),
+    }
+
+
+def _script_safe(data: Any) -> str:
+    """Return JSON in which nothing can end the script element that holds it."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=True)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
