@@ -53,7 +53,8 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
     names, owner = _walk(cls, [str(part) for part in detail["loc"]])
     key = ".".join(names)
     if detail["type"] == "extra_forbidden":
-        known = owner.model_fields if owner else ()
+        fields = owner.model_fields.items() if owner else ()
+        known = [field.alias or name for name, field in fields]
         return f"unknown key {key!r}" + did_you_mean(names[-1], known)
     if detail["type"] == "missing":
         return f"missing key {key!r}"

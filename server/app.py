@@ -15,9 +15,10 @@ from rich.console import Console
 
 from medfusion.config import load_config
 from medfusion.data.task import Task
+from medfusion.privacy.run_plan import run_plan
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
-from server.results import model_card, site_plans, write_results
+from server.results import model_card, write_results
 from server.roster import Roster, call_roll
 from server.rounds import RoundLoop, run_settings
 from server.strategies import build_strategy
@@ -35,8 +36,13 @@ def main(grid: Grid, context: Context) -> None:
     task = Task.load(config.run.task)
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
     roster = call_roll(grid, config, task)
-    plans = site_plans(config, task, roster.sites)
-    fingerprint = _fingerprint(run_settings(config, task).run_id, roster)
+    settings = run_settings(config, task)
+    plans = {}
+    for name, site in roster.sites.items():
+        plan = run_plan(settings, task, patients_public=site.patients_public, delta=site.delta)
+        if plan is not None:
+            plans[name] = plan
+    fingerprint = _fingerprint(settings.run_id, roster)
     store = CheckpointStore(folder / "checkpoint", fingerprint)
     with RunProgress(Console(stderr=True)) as progress:
         for name, plan in plans.items():

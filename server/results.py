@@ -6,45 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medfusion.evaluation.report.build import build_report
 
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
-from medfusion.models.registry import modalities_of
 from medfusion.models.saved import save_model
-from medfusion.privacy.plan import DpPlan, make_plan
+from medfusion.privacy.plan import DpPlan
 from medfusion.transport.arrays import from_record
-from medfusion.transport.requests import SiteDescription
 from server.federated_metrics import federated_metrics
 from server.rounds import Outcome
-
-
-def site_plans(
-    config: RunConfig, task: Task, sites: dict[str, SiteDescription]
-) -> dict[str, DpPlan]:
-    """Return each site's plan from its public facts; empty without privacy.
-
-    Raises
-    ------
-    ConfigError
-        If the epsilon asked for cannot be reached at a site.
-    """
-    if not config.privacy.enabled:
-        return {}
-    return {
-        name: make_plan(
-            config.privacy,
-            patients_public=site.patients_public,
-            batch_size=config.training.batch_size,
-            steps_per_round=config.training.steps_per_round(site.patients_public),
-            delta=site.delta,
-            rounds=config.run.rounds,
-            selects=config.selection.method != "none"
-            and "tabular" in modalities_of(config.model, task),
-            metrics_releases=len(config.evaluation_rounds()),
-        )
-        for name, site in sites.items()
-    }
 
 
 def model_card(
@@ -118,6 +87,8 @@ def write_results(
     lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in outcome.rounds)
     write_text(folder / "rounds.jsonl", lines)
     write_json(folder / "summary.json", summary)
+    from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
+
     build_report(folder)
     return summary
 

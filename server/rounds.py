@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
-from medfusion.data.thresholds import Selection, select_features
+from medfusion.data.thresholds import Selection, select_features, selection_sensitivity
 from medfusion.errors import FederationError
 from medfusion.models.contract import trainable_state
 from medfusion.models.registry import build_model, modalities_of
@@ -137,7 +137,11 @@ class RoundLoop:
         replies.require(self._config.server.min_sites)
         total = sum(read_histograms(reply.content) for reply in replies.good.values())
         assert not isinstance(total, int)
-        return select_features(total, self._task, options.top_n)
+        multipliers = [
+            self._plans[name].selection_noise or 0.0 for name in replies.good if name in self._plans
+        ]
+        noise = selection_sensitivity(self._task) * math.hypot(*multipliers)
+        return select_features(total, self._task, options.top_n, noise=noise)
 
     def _round(
         self,

@@ -30,7 +30,7 @@ from medfusion.models.contract import trainable_state
 from medfusion.models.registry import build_model, build_tokenizer, modalities_of
 from medfusion.prediction import predict_logits
 from medfusion.privacy.histograms import noised
-from medfusion.privacy.plan import DpPlan, make_plan
+from medfusion.privacy.run_plan import run_plan
 from medfusion.randomness import stream
 from medfusion.training.device import choose_device
 from medfusion.training.loop import fit
@@ -61,7 +61,12 @@ class Trainer:
         self._tokenizer = build_tokenizer(settings.model, data.task)
         image = data.task.image
         self._cache = ImageCache(cache, image) if image and "image" in self._modalities else None
-        self._plan = self._make_plan()
+        self._plan = run_plan(
+            settings,
+            data.task,
+            patients_public=data.patients_public,
+            delta=data.config.policy.delta,
+        )
         self._releases = Releases(rounds=settings.rounds, evaluations=settings.evaluations)
         self._train_studies = data.part(TRAIN)
         self._test_studies = _one_per_patient(data.part(TEST))
@@ -96,7 +101,9 @@ class Trainer:
             proximal_mu=request.proximal_mu,
             modality_dropout=settings.model.modality_dropout,
         )
-        metrics: dict[str, int | float | list[int] | list[float]] = {WEIGHT_KEY: self._data.patients_public}
+        metrics: dict[str, int | float | list[int] | list[float]] = {
+            WEIGHT_KEY: self._data.patients_public
+        }
         if settings.report_loss:
             if self._plan is not None:
                 raise FederationError("the training loss stays at the site under privacy")
@@ -136,21 +143,6 @@ class Trainer:
     def check_state(self, state: dict[str, Tensor]) -> None:
         """Refuse a model that is not this run's; raises `FederationError`."""
         check_matches(state, trainable_state(self._model))
-
-    def _make_plan(self) -> DpPlan | None:
-        settings = self.settings
-        if not settings.privacy.enabled:
-            return None
-        return make_plan(
-            settings.privacy,
-            patients_public=self._data.patients_public,
-            batch_size=settings.training.batch_size,
-            steps_per_round=settings.training.steps_per_round(self._data.patients_public),
-            delta=self._data.config.policy.delta,
-            rounds=settings.rounds,
-            selects=settings.selection.method != "none" and "tabular" in self._modalities,
-            metrics_releases=settings.evaluations,
-        )
 
     def _histograms(self) -> np.ndarray:
         """Count one study of each training patient, with noise under privacy."""
@@ -195,7 +187,13 @@ class Trainer:
         if method == "local" and "tabular" in self._modalities:
             if self._tensors is not None:
                 return self._tensors[0]
-            return select_features(self._histograms(), task, self.settings.selection.top_n)
+            multiplier = (self._plan.selection_noise or 0.0) if self._plan else 0.0
+            return select_features(
+                self._histograms(),
+                task,
+                self.settings.selection.top_n,
+                noise=selection_sensitivity(task) * multiplier,
+            )
         return None
 
     def _mask(self, selection: Selection | None) -> list[int]:

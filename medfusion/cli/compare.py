@@ -73,8 +73,7 @@ def _check(trial: "Trial") -> None:
     from medfusion.data.task import Task
     from medfusion.errors import ConfigError
     from medfusion.models.registry import modalities_of
-    from medfusion.transport.requests import SiteDescription
-    from server.results import site_plans
+    from medfusion.privacy.run_plan import run_plan
     from server.rounds import run_settings
     from server.strategies import build_strategy
 
@@ -85,19 +84,11 @@ def _check(trial: "Trial") -> None:
     if len(sites) < quorum:
         raise ConfigError(f"server.min_sites = {quorum}: found only {len(sites)} sites")
     build_strategy(config.strategy, min_sites=quorum)
+    settings = run_settings(config, task)
     for site in sites:
-        check_settings(run_settings(config, task), site.task, site.config.policy)
-    described = {
-        site.name: SiteDescription(
-            site=site.name,
-            task=site.task.to_json(),
-            patients_public=site.patients_public,
-            delta=site.config.policy.delta,
-            max_epsilon=site.config.policy.max_epsilon,
-        )
-        for site in sites
-    }
-    site_plans(config, task, described)
+        policy, patients = site.config.policy, site.patients_public
+        check_settings(settings, site.task, policy)
+        run_plan(settings, task, patients_public=patients, delta=policy.delta)
 
 
 def _run(
@@ -109,7 +100,10 @@ def _run(
     state: Path,
 ) -> None:
     """Run one federation; what it says goes to ``log.txt`` in its folder."""
+    import shutil
+
     import torch
+    import torch._dynamo  # optimisers load it: once here, not in each worker of each run
 
     from medfusion.cli.compose import run_federation
 
@@ -118,6 +112,9 @@ def _run(
     torch.set_num_threads(1)
     with (out / "log.txt").open("a", encoding="utf-8") as log, redirect_stderr(log):
         run_federation(config, sites, config_path=config_path, out=out, state=state)
+    # There may be hundreds of runs: keep no report of megabytes and no finished checkpoint.
+    (out / "report.html").unlink(missing_ok=True)
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)
 
 
 @contextmanager

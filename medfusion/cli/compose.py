@@ -8,11 +8,13 @@ from pathlib import Path
 
 from client.node.simulated import node_app, simulated_secret
 from medfusion.config import RunConfig
-from medfusion.data.site_data import SiteData, load_site_data
+from medfusion.data.site_data import SiteData, load_site_data, require_positives
 from medfusion.data.split import Fold
 from medfusion.errors import ConfigError, FederationError
+from medfusion.privacy.run_plan import run_plan
 from medfusion.simulation import run_in_process
 from server.app import app as server_app
+from server.rounds import run_settings
 
 
 def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]:
@@ -33,6 +35,8 @@ def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]
             "found none"
         )
     sites = sorted((load_site_data(folder, fold=fold) for folder in folders), key=_name)
+    for site in sites:
+        require_positives(site)
     for one, next_one in pairwise(sites):
         if one.name == next_one.name:
             raise FederationError(
@@ -56,6 +60,14 @@ def run_federation(
     Their state folders are ``state/NAME`` (``out/state/NAME`` if it is not given), or the
     sites' own.
     """
+    settings = run_settings(config, sites[0].task)
+    for site in sites:  # plans are kept by the process, and workers inherit them
+        run_plan(
+            settings,
+            site.task,
+            patients_public=site.patients_public,
+            delta=site.config.policy.delta,
+        )
     scratch = state or out / "state"
     factories = {
         site.name: partial(

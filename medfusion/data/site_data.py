@@ -50,6 +50,22 @@ def load_site_data(folder: Path, *, fold: Fold | None = None) -> SiteData:
     )
 
 
+def require_positives(site: SiteData) -> None:
+    """Refuse a site whose every known label is 0: it has nothing to teach.
+
+    Raises
+    ------
+    DataError
+        Naming the site and its label columns.
+    """
+    if not (site.studies.labels == 1).any():
+        raise DataError(
+            f"site {site.name!r}: expected at least one positive (1) in the label columns "
+            f"{', '.join(site.task.labels.names)}, found none in {len(site.studies)} studies: "
+            "check the label columns and their `map` in site.toml"
+        )
+
+
 def pool(sites: Sequence[SiteData], *, name: str, state: Path) -> SiteData:
     """Put several sites' studies into one, keeping each patient in its part of the split.
 

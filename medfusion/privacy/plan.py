@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, floor, log10, sqrt
+from math import ceil, floor, log1p, log10, sqrt
 from typing import Protocol
 
 from medfusion.errors import ConfigError
@@ -233,6 +233,9 @@ def _noise_alone(
     weights = (shares.training, shares.selection, shares.metrics)
     total = sum(w for w, present in zip(weights, unit, strict=True) if present)
     training, selection, metrics = (target * weight / total for weight in weights)
+    # The search starts at the central limit of many sampled steps (Dong, Roth and Su, 2022).
+    single = get_sigma_gaussian(training, delta)
+    limit = 1 / sqrt(log1p(1 / (steps * (sample_rate * single) ** 2)))
     noise = solve_decreasing(
         lambda noise: epsilon(
             delta=delta,
@@ -244,7 +247,7 @@ def _noise_alone(
         training,
         low=MIN_NOISE_MULTIPLIER,
         high=MAX_NOISE_MULTIPLIER,
-        start=1.0,
+        start=limit,
     )
     return (
         noise,

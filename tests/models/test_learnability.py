@@ -71,14 +71,6 @@ def train(
     return losses, [auroc(logits[:, n], labels[:, n]) for n in range(L)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("head", ["queries", "pooled"])
 @pytest.mark.parametrize("signal", ["image", "tabular", "text"])
 def test_one_modality_learns_its_signal(signal, head):

@@ -17,9 +17,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def poisson(patients: Tensor, rate: float, steps: int, seed: int = 0) -> list[Tensor]:
-    return list(
-        poisson_batches(patients, sample_rate=rate, steps=steps, generator=generator(seed))
-    )
+    return list(poisson_batches(patients, sample_rate=rate, steps=steps, generator=generator(seed)))
 
 
 def test_each_patient_is_drawn_at_the_rate_and_independently() -> None:

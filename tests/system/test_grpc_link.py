@@ -1,6 +1,5 @@
 """Flower's real programs on the loopback give the model that the simulation gives."""
 
-import csv
 import hashlib
 import json
 import subprocess
@@ -13,6 +12,7 @@ from loopback import listening_addresses, speaks_tls
 from loopback_federation import LoopbackFederation, copy_bundle
 
 from client.node.simulated import simulated_secret
+from medfusion.data.site_data import load_site_data
 
 _LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, bare and in IPv6
 _HEAVY = {"medfusion", "opacus", "pandas", "torch", "transformers"}
@@ -100,8 +100,7 @@ def _check_bundles(federation: LoopbackFederation) -> None:
 def _check_logs(federation: LoopbackFederation) -> None:
     logs = federation.processes.tails(sys.maxsize)
     for site in federation.sites:
-        with (site / "studies.csv").open(encoding="utf-8") as table:
-            patients = {row["patient_id"] for row in csv.DictReader(table)}
+        patients = set(load_site_data(site).studies.patient_ids)
         assert patients
         assert not [patient for patient in patients if patient in logs]
 

@@ -108,7 +108,7 @@ def _write_hospital(
 ) -> list[list[str]]:
     """Write a hospital's table and images; return its rows of the oracle."""
     # A stream for each use, so that another image size, say, leaves the patients the same.
-    streams = [np.random.default_rng([seed[0], use]) for use in range(5)]
+    streams = [np.random.default_rng([*seed, use]) for use in range(5)]
     owner, studies = _visits(patients, streams[0])
     names = [f"{place.name}-{i:06d}" for i in owner]
     study_ids = [f"{name}-{visit}" for name, visit in zip(names, studies, strict=True)]

@@ -7,29 +7,29 @@ from medfusion.data.cohorts.synthetic_signal import CONCEPTS
 
 _PHRASES: dict[str, tuple[str, ...]] = {
     "productive_cough": (
-        "coughing up green sputum",
-        "productive cough with yellow sputum",
+        "coughing up phlegm",
+        "productive cough with sputum",
         "purulent sputum for three days",
     ),
     "orthopnea": (
-        "sleeps on three pillows",
         "breathless when lying flat",
-        "orthopnea with swollen ankles",
+        "orthopnea with ankle oedema",
+        "sleeps upright at night",
     ),
     "pleuritic_pain": (
-        "sharp pain on deep breathing",
         "pleuritic chest pain",
-        "dull percussion at the base of the chest",
+        "sharp pain on deep inspiration",
+        "chest tightness on one side",
     ),
     "exhaustion": (
         "drowsy and confused",
-        "exhausted with laboured breathing",
-        "using accessory muscles to breathe",
+        "fatigue and laboured breathing",
+        "using accessory muscles",
     ),
     "poor_perfusion": (
-        "cold mottled skin",
-        "rigors with clammy hands",
-        "low urine output since morning",
+        "mottled skin with cyanosis",
+        "rigors and chills",
+        "poor urine output since yesterday",
     ),
     "immunosuppression": (
         "recent chemotherapy",
@@ -37,27 +37,27 @@ _PHRASES: dict[str, tuple[str, ...]] = {
         "kidney transplant some years ago",
     ),
     "chronic_disease": (
-        "previous heart attack",
         "known coronary artery disease",
         "history of atrial fibrillation",
+        "previous infarction",
     ),
 }
 _OPENINGS = (
     "Seen in the emergency department",
-    "Referred by the family doctor",
+    "Referred by a physician",
     "Admitted from home",
-    "Reviewed on the ward",
-    "Came with a relative",
+    "Seen on the ward",
+    "Presented today",
 )
 _ASIDES = (
     "lives with family",
-    "walks with a stick",
-    "allergic to penicillin",
-    "takes vitamin tablets",
-    "history of migraine",
-    "appetite is fair",
+    "has two children",
+    "allergic to amoxicillin",
+    "takes a statin",
+    "takes paracetamol daily",
+    "appetite is good",
     "weight is stable",
-    "wears reading glasses",
+    "vaccinated last month",
 )
 
 

@@ -151,6 +151,27 @@ def test_local_columns_units_and_codes_lead_back_to_the_same_facts(tmp_path, ind
     assert read.notes[0] == (None if "notes" in place.absent else "cough, fever")
 
 
+def test_local_units_are_the_usual_ones(tmp_path):
+    row = dict.fromkeys(["study_id", "patient_id", "image", "notes", *FEATURES, *LABELS], "")
+    row |= {"temperature": "38.27", "crp": "123.4", "albumin": "29.3"}
+    written = {}
+    for index in (1, 2):
+        place = hospital(index)
+        write_table(tmp_path / f"{index}.csv", [row], place)
+        with (tmp_path / f"{index}.csv").open(newline="") as file:
+            written |= next(csv.DictReader(file, delimiter=place.delimiter))
+    assert written["temp_f"] == "100.886"
+    assert written["CRP (mg/dl)"] == "12,34"
+    assert written["albumin_g_dl"] == "2.93"
+
+
+def test_hospitals_have_patients_of_their_own(studies):
+    column = list(FEATURES).index("bnp")
+    first = [studies[name].features[:500, column] for name in NAMES]
+    for i, j in [(0, 1), (1, 2), (2, 3)]:
+        assert np.nanmean(first[i] == first[j]) < 0.05
+
+
 def test_images_decode_at_the_size_of_the_task(cohort, studies):
     task = Task.load(cohort / "task.toml")
     for site in studies.values():

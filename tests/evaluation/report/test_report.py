@@ -12,7 +12,7 @@ import pytest
 from medfusion.errors import DataError
 from medfusion.evaluation.metrics import metrics_from_counts, sigmoid
 from medfusion.evaluation.report import wording
-from medfusion.evaluation.report.build import build_report
+from medfusion.evaluation.report.build import _script_safe, build_report
 from medfusion.evaluation.report.run_folder import read_run
 from medfusion.evaluation.score_histograms import bin_centres
 
@@ -93,6 +93,13 @@ def test_names_cannot_inject_markup(make_run: MakeRun) -> None:
         assert len([row for row in page.rows if row[0] == name]) == 2
     drawn = {trace["name"] for trace in page.figures["seconds"]["data"]}
     assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in drawn
+
+
+def test_data_cannot_end_its_script_element() -> None:
+    data = {"</script><!--": ["<b>", "&amp;", "\u2028"]}
+    text = _script_safe(data)
+    assert not set(text) & set("<>&\u2028")
+    assert json.loads(text) == data
 
 
 def test_roc_and_reliability_are_those_of_the_histograms(make_run: MakeRun) -> None:

@@ -1,0 +1,149 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from medfusion.models.blocks.attention import Attention
+from medfusion.models.blocks.densenet import (
+    DenseLayer,
+    DenseStage,
+    Stem,
+    Transition,
+    group_norm,
+    stem_stride,
+)
+from medfusion.models.blocks.exchange import TokensToMap, pool_to
+from medfusion.models.blocks.fpn import FeaturePyramid
+from medfusion.models.blocks.learned import LearnedTokens, Places
+from medfusion.models.blocks.tokens import StateToken
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (24, 8), (29, 1), (32, 32), (96, 32), (100, 4)]
+)
+def test_group_norm_fits_any_width(channels, groups):
+    assert group_norm(channels).num_groups == groups
+
+
+def test_a_dense_stage_keeps_its_input_and_grows():
+    stage = DenseStage(16, layers=3, growth=4, bottleneck=8)
+    x = torch.randn(2, 16, 5, 7)
+    out = stage(x)
+    assert out.shape == (2, stage.channels, 5, 7)
+    assert stage.channels == 16 + 3 * 4
+    assert torch.equal(out[:, :16], x)
+
+
+def test_activations_are_out_of_place():
+    x = torch.randn(2, 16, 5, 5)
+    before = x.clone()
+    Transition(20)(DenseLayer(16, 4, 8)(x))
+    assert torch.equal(x, before)
+    assert not any(getattr(part, "inplace", False) for part in DenseLayer(16, 4, 8).modules())
+
+
+@pytest.mark.parametrize(("side", "halved"), [(8, 4), (7, 4), (1, 1)])
+def test_a_transition_halves_rounding_up(side, halved):
+    transition = Transition(40)
+    assert transition(torch.randn(1, 40, side, side)).shape == (1, 24, halved, halved)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [((16, 16), 1), ((32, 32), 2), ((48, 200), 2), ((64, 64), 4), ((512, 512), 4)],
+)
+def test_the_stem_leaves_the_last_stage_two_pixels(size, stride):
+    assert stem_stride(size) == stride
+    out = Stem(3, 16, stride)(torch.randn(1, 3, *size))
+    assert out.shape[2:] == tuple(-(-side // stride) for side in size)
+    assert min(out.shape[2:]) // 8 >= 2
+
+
+def test_attention_equals_torchs_with_a_mask():
+    attention, heads, width = Attention(12, 3), 3, 12
+    query, keys = torch.randn(2, 4, width), torch.randn(2, 6, width)
+    keep = torch.rand(2, 6) < 0.5
+    keep[:, 0] = True
+
+    def split(x):
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    key, value = attention.key_value(keys).chunk(2, dim=-1)
+    expected = scaled_dot_product_attention(
+        split(attention.query(query)), split(key), split(value), attn_mask=keep[:, None, None]
+    )
+    expected = attention.out(expected.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(query, keys, keep), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_masked_key_has_no_say_at_all(dtype):
+    attention = Attention(8, 2).to(dtype)
+    query, keys = torch.randn(1, 3, 8, dtype=dtype), torch.randn(1, 5, 8, dtype=dtype)
+    keep = torch.tensor([[True, True, False, True, False]])
+    before = attention(query, keys, keep)
+    keys[:, [2, 4]] = 1e3
+    assert torch.equal(attention(query, keys, keep), before)
+
+
+def test_the_pyramid_carries_the_coarsest_level_to_the_finest():
+    pyramid = FeaturePyramid([6, 8, 10], 4)
+    maps = [torch.randn(1, 6, 8, 8), torch.randn(1, 8, 4, 4), torch.randn(1, 10, 2, 2)]
+    before = pyramid(maps)
+    assert [level.shape[1:] for level in before] == [(4, 8, 8), (4, 4, 4), (4, 2, 2)]
+    maps[2] = maps[2].clone()
+    maps[2][:, :, 0, 0] += 1.0  # the upper left quarter
+    moved = (pyramid(maps)[0] - before[0]).abs().amax(dim=(0, 1)) > 0
+    assert moved[:4, :4].all()
+    assert not moved[5:, 5:].any()  # beyond the 3 x 3 smoothing
+    maps[0] = maps[0] + 1.0
+    assert torch.equal(pyramid(maps)[2], pyramid([torch.zeros_like(maps[0]), *maps[1:]])[2])
+
+
+def test_tokens_return_to_their_place_on_the_map():
+    to_map = TokensToMap(3, 4, (2, 2))
+    tokens = torch.randn(1, 4, 4)
+    before = to_map(tokens, (6, 6))
+    tokens[:, 1] = torch.randn(4)  # row 0, column 1
+    moved = (to_map(tokens, (6, 6)) - before).abs().amax(dim=(0, 1)) > 0
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[:3, 3:] = True
+    assert torch.equal(moved, expected)
+
+
+def test_pooling_to_the_same_size_changes_nothing():
+    x = torch.randn(1, 2, 4, 4)
+    assert pool_to(x, (4, 4)) is x
+    torch.testing.assert_close(pool_to(x, (1, 1)).flatten(), x.mean(dim=(2, 3)).flatten())
+
+
+def test_learned_tokens_are_the_same_for_every_sample():
+    tokens = LearnedTokens(3, 4, scale=1.0)
+    found = tokens(torch.zeros(5, 2))
+    assert found.shape == (5, 3, 4)
+    assert torch.equal(found, tokens.table.weight.expand(5, 3, 4))
+
+
+def test_places_agree_between_levels_that_see_the_same_part():
+    places = Places([(4, 4), (2, 2)], 6)
+    with torch.no_grad():
+        places.level.weight.zero_()
+    fine, coarse = places(torch.zeros(1, 1)).split([16, 4], dim=1)
+    # step 0 of 8 is row 0 and column 0 of both; step 4 is row 2 of the fine, row 1 of the coarse
+    torch.testing.assert_close(fine[0, 0], coarse[0, 0])
+    torch.testing.assert_close(fine[0, 2 * 4 + 2], coarse[0, 3])
+    assert not torch.allclose(fine[0, 1], fine[0, 4])  # rows and columns differ
+
+
+def test_the_state_token_tells_present_from_absent_and_masks_the_rest():
+    state = StateToken(4)
+    keep = torch.tensor([[True, False], [True, True]])
+    memory = state(torch.randn(2, 2, 4), keep, torch.tensor([True, False]))
+    assert memory.keep.tolist() == [[True, True, False], [True, False, False]]
+    assert torch.equal(memory.tokens[:, 0], state.table.weight[[1, 0]])
+
+
+def test_parameters_live_in_leaf_layers_only():
+    for part in (Attention(8, 2), StateToken(4), Places([(2, 2)], 4), LearnedTokens(2, 3, scale=1)):
+        owners = [m for m in part.modules() if list(m.parameters(recurse=False))]
+        assert all(isinstance(m, nn.Linear | nn.Embedding) for m in owners)
