@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
+import torch._dynamo  # the first optimiser step imports it: once here, not in every worker
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto

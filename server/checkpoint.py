@@ -1,13 +1,12 @@
 """Checkpoints of a run: the model, what the strategy remembers, and the run's progress.
 
-A checkpoint is a folder that appears by an atomic rename, so a crash leaves either the last
+A checkpoint is one file that appears by an atomic rename, so a crash leaves either the last
 whole one or a new whole one. Strategies keep arrays between rounds (momenta, second moments);
 these are found by their type, so that every strategy of Flower resumes.
 """
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from medfusion.errors import ConfigError
 
-_PREFIX = "round-"
+_PREFIX, _SUFFIX = "round-", ".safetensors"
+_MODEL, _STRATEGY = "model/", "strategy/"
 _KEPT = 2
 
 
@@ -41,27 +42,24 @@ class CheckpointStore:
 
     def save(self, checkpoint: Checkpoint, strategy: Strategy) -> None:
         """Write a checkpoint and drop all but the newest ones."""
-        target = self._folder / f"{_PREFIX}{checkpoint.round:06d}"
-        partial = self._folder / f".{target.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(_numpy(checkpoint.arrays), partial / "model.safetensors")
-        shapes, arrays = _strategy_state(strategy)
-        save_file(arrays, partial / "strategy.safetensors")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        layout, arrays = _strategy_state(strategy)
         state = {
             "schema": 1,
             "fingerprint": self._fingerprint,
             "round": checkpoint.round,
-            "strategy": shapes,
+            "strategy": layout,
             "progress": checkpoint.progress,
         }
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        model = {_MODEL + name: array for name, array in _numpy(checkpoint.arrays).items()}
+        target = self._folder / f"{_PREFIX}{checkpoint.round:06d}{_SUFFIX}"
+        partial = self._folder / f".{target.name}.partial"
+        save_file(model | arrays, partial, metadata={"state": json.dumps(state)})
         _sync(partial)
-        shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _sync(self._folder)
         for old in self._whole()[:-_KEPT]:
-            shutil.rmtree(old)
+            old.unlink()
 
     def load(self, strategy: Strategy) -> Checkpoint | None:
         """Return the newest checkpoint and put its state into ``strategy``; None if there is none.
@@ -74,19 +72,21 @@ class CheckpointStore:
         whole = self._whole()
         if not whole:
             return None
-        state = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
+        with safe_open(whole[-1], framework="numpy") as file:
+            state = json.loads(file.metadata()["state"])
+            arrays = {name: file.get_tensor(name) for name in file}
         if state["fingerprint"] != self._fingerprint:
             raise ConfigError(
-                f"{self._folder.parent}: holds a run with other settings or data; expected the "
+                f"{self._folder.parent}: holds a run with other settings or sites; expected the "
                 "same ones to resume it, or another --out"
             )
-        _restore(strategy, state["strategy"], load_file(whole[-1] / "strategy.safetensors"))
-        arrays = load_file(whole[-1] / "model.safetensors")
-        record = ArrayRecord({name: Array(arrays[name]) for name in sorted(arrays)})
+        _restore(strategy, state["strategy"], arrays)
+        names = sorted(name for name in arrays if name.startswith(_MODEL))
+        record = ArrayRecord({name.removeprefix(_MODEL): Array(arrays[name]) for name in names})
         return Checkpoint(round=state["round"], arrays=record, progress=state["progress"])
 
     def _whole(self) -> list[Path]:
-        return sorted(self._folder.glob(f"{_PREFIX}*"))
+        return sorted(self._folder.glob(f"{_PREFIX}*{_SUFFIX}"))
 
 
 def _numpy(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
@@ -110,7 +110,8 @@ def _strategy_state(
             continue
         layout[attribute] = {"kind": kind, "names": list(items)}
         arrays |= {
-            f"{attribute}/{name}": np.ascontiguousarray(item) for name, item in items.items()
+            f"{_STRATEGY}{attribute}/{name}": np.ascontiguousarray(item)
+            for name, item in items.items()
         }
     return layout, arrays
 
@@ -124,7 +125,7 @@ def _restore(
     strategy: Strategy, layout: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]
 ) -> None:
     for attribute, shape in layout.items():
-        items = {name: arrays[f"{attribute}/{name}"] for name in shape["names"]}
+        items = {name: arrays[f"{_STRATEGY}{attribute}/{name}"] for name in shape["names"]}
         value: Any = items
         if shape["kind"] == "record":
             value = ArrayRecord({name: Array(item) for name, item in items.items()})
@@ -133,11 +134,8 @@ def _restore(
         setattr(strategy, attribute, value)
 
 
-def _sync(folder: Path) -> None:
-    """Bring a folder and its files to the disk."""
-    for path in [*folder.iterdir(), folder]:
-        if path.is_dir() and path != folder:
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's list of files, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

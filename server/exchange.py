@@ -10,7 +10,8 @@ from flwr.serverapp import Grid
 from medfusion.errors import FederationError, MedFusionError
 from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0  # seconds between two looks for replies
+# Between two looks for replies: a fiftieth of the time waited so far, within these seconds.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
 
 
 @dataclass
@@ -73,8 +74,8 @@ def exchange(
         for identifier, message in zip(identifiers, messages, strict=True)
     }
     good: dict[str, Message] = {}
-    pause = _FIRST_PAUSE
     while pending and time.monotonic() - start < timeout:
+        looked = time.monotonic()
         arrived = list(grid.pull_messages(list(pending)))
         for reply in arrived:
             name = pending.pop(reply.metadata.reply_to_message_id)
@@ -87,9 +88,10 @@ def exchange(
                 replies.failed[name] = error
             replies.seconds[name] = seconds
             on_reply(name, seconds, None if error is None else str(error))
-        pause = _FIRST_PAUSE if arrived else min(2 * pause, _LONGEST_PAUSE)
-        if pending and not arrived:
-            time.sleep(pause)
+        now = time.monotonic()
+        pause = min(max((now - start) / 50, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+        if not arrived and now - looked < pause:  # a grid may have waited for us
+            time.sleep(pause - (now - looked))
     for name in pending.values():
         replies.failed[name] = FederationError(f"no reply within {timeout:.0f} s")
         replies.seconds[name] = timeout

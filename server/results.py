@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
 from medfusion.models.saved import save_model

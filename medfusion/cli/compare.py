@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from medfusion.comparison.arms import Arm
     from medfusion.comparison.compare import Comparison, Observer
     from medfusion.comparison.trials import Trial
@@ -151,44 +153,59 @@ def _progress(total: int) -> "Iterator[Observer]":
 
 
 def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
-    """Print arms and differences as tables."""
+    """Print arms, labels and differences as tables."""
     from rich.console import Console
-    from rich.table import Table
 
-    from medfusion.comparison.arms import shown
-
-    arms = result["arms"]
-    keys = list(arms[0]["settings"])
-    table = Table("arm", "regime", *keys, "macro AUROC", "95% CI", *plan.truth.names)
-    for index, arm in enumerate(arms):
-        table.add_row(
-            str(index),
-            arm["regime"],
-            *(shown(arm["settings"][key]) for key in keys),
-            *_interval(arm["auroc_macro"]),
-            *(_number(arm["auroc"][name]["mean"]) for name in plan.truth.names),
-        )
     console = Console(markup=False)  # names may hold brackets
-    console.print(table)
+    console.print(_arms_table(result["arms"]))
+    console.print(_labels_table(result["arms"], plan.truth.names))
     differences = result["differences"]
     if len(differences) > _MOST_PAIRS_SHOWN:
         differences = [pair for pair in differences if pair["b"] == 0]
     if differences:
-        table = Table("arm", "minus arm", "macro AUROC", "95% CI")
-        for pair in differences:
-            table.add_row(str(pair["a"]), str(pair["b"]), *_interval(pair["auroc_macro"], "+.3f"))
-        console.print(table)
+        console.print(_differences_table(differences))
     tested = f"each tested once in {plan.folds} folds" if plan.folds else "in the sites' test parts"
+    seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     console.print(
-        f"{result['n_patients']} patients, {tested}; {plan.seeds} seed(s); intervals from "
+        f"{result['n_patients']} patients, {tested}; {seeds}; intervals from "
         f"{result['resamples']} resamples of patients\n{out / 'compare.json'}",
-        markup=False,
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _interval(figure: dict[str, Any], form: str = ".3f") -> tuple[str, str]:
+def _arms_table(arms: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    from medfusion.comparison.arms import shown
+
+    keys = list(arms[0]["settings"])
+    table = Table("arm", "regime", *keys, "macro AUROC", "95% CI")
+    for index, arm in enumerate(arms):
+        settings = (shown(arm["settings"][key]) for key in keys)
+        table.add_row(str(index), arm["regime"], *settings, *_figure(arm["auroc_macro"]))
+    return table
+
+
+def _labels_table(arms: list[dict[str, Any]], labels: "Sequence[str]") -> "Table":
+    from rich.table import Table
+
+    table = Table("arm", *labels, title="AUROC by label", title_justify="left")
+    for index, arm in enumerate(arms):
+        table.add_row(str(index), *(_number(arm["auroc"][name]["mean"]) for name in labels))
+    return table
+
+
+def _differences_table(pairs: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table("arm", "minus arm", "macro AUROC", "95% CI")
+    for pair in pairs:
+        table.add_row(str(pair["a"]), str(pair["b"]), *_figure(pair["auroc_macro"], "+.3f"))
+    return table
+
+
+def _figure(figure: dict[str, Any], form: str = ".3f") -> tuple[str, str]:
     """Return a figure and its interval as two cells."""
     if figure["ci95"] is None:
         return _number(figure["mean"], form), "-"

@@ -6,7 +6,7 @@ B samples, P parameters in one vector, C the clipping norm.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -239,7 +239,7 @@ def test_empty_batch_is_a_step_of_noise_without_a_forward_pass() -> None:
 class FailsBackwards(torch.autograd.Function):
     """Identity that runs out of memory on the way back, once, in a large enough pass."""
 
-    failures: list[int] = []
+    failures: ClassVar[list[int]] = []
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

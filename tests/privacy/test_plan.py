@@ -78,7 +78,7 @@ def test_more_releases_of_metrics_need_more_noise_each() -> None:
 
 @pytest.mark.parametrize("target", [-1.0, 0.0, 1e-6])
 def test_impossibly_small_epsilon_is_refused(target: float) -> None:
-    with pytest.raises(ConfigError, match="nearest possible one is 0.00"):
+    with pytest.raises(ConfigError, match=r"nearest possible one is 0\.00"):
         plan_with(PrivacyOptions(target_epsilon=target))
 
 

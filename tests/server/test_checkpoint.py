@@ -80,7 +80,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     strategy = build_strategy(StrategyOptions(), min_sites=1)
     store = CheckpointStore(tmp_path, "run")
     assert store.load(strategy) is None
-    (tmp_path / ".round-000001.partial").mkdir()
+    (tmp_path / ".round-000001.safetensors.partial").write_bytes(b"half")
     assert store.load(strategy) is None
     for number in (1, 2, 3):
         arrays = ArrayRecord({"a": Array(np.full(1, number, np.float32))})

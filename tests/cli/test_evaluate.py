@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from tabular_cohort import write_ward
+from typer.testing import CliRunner, Result
+
+from medfusion.cli.evaluate import evaluate
+from medfusion.data.site_data import load_site_data
+from medfusion.data.split import TEST
+from medfusion.errors import DataError
+from medfusion.models.contract import trainable_state
+from medfusion.models.options import LogisticOptions
+from medfusion.models.registry import build_model
+from medfusion.models.saved import save_model
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return write_ward(tmp_path / "ward").parent / "sites" / "north"
+
+
+@pytest.fixture
+def model(site: Path, tmp_path: Path) -> Path:
+    """Scores both labels by age: right for the first one at this site."""
+    return write_model(site, tmp_path / "model", method="none")
+
+
+def write_model(site: Path, folder: Path, *, method: str) -> Path:
+    task = load_site_data(site).task
+    options = LogisticOptions()
+    module = build_model(options, task, seed=0)
+    with torch.no_grad():
+        module.linear.weight[:, 0] = 3.0
+    card = {
+        "task": task.to_json(),
+        "model": options.model_dump(mode="json"),
+        "seed": 0,
+        "selection": None,
+        "selection_method": method,
+        "top_n": 1,
+    }
+    save_model(folder, trainable_state(module), card)
+    return folder
+
+
+def call(model: Path, site: Path, *arguments: str) -> Result:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(evaluate)
+    return CliRunner().invoke(app, [str(model), str(site), *arguments])
+
+
+def test_figures_as_json(model, site):
+    result = call(model, site, "--json")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    found = json.loads(result.stdout)
+    studies = load_site_data(site).part(TEST)
+    assert (found["schema"], found["site"]) == (1, "north")
+    assert (found["patients"], found["studies"]) == (studies.n_patients, len(studies))
+    ill, dead = found["labels"]["ill"], found["labels"]["dead"]
+    assert ill["auroc"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert ill["auprc"] == 1.0
+    assert ill["positives"] == int((studies.labels[:, 0] == 1).sum())
+    assert ill["unknown"] == 0
+    assert dead["unknown"] == int(np.isnan(studies.labels[:, 1]).sum()) > 0
+    assert sum(dead[key] for key in ("positives", "negatives", "unknown")) == len(studies)
+    low, high = dead["auroc"]["ci95"]
+    assert low < dead["auroc"]["mean"] < high
+    probability = 1 / (1 + np.exp(-3 * (studies.features[:, 0] / 50 - 1)))
+    assert ill["brier"] == pytest.approx(np.mean((probability - studies.labels[:, 0]) ** 2))
+    assert found["auroc_macro"]["mean"] == pytest.approx(
+        (ill["auroc"]["mean"] + dead["auroc"]["mean"]) / 2
+    )
+
+
+def test_figures_as_a_table(model, site):
+    result = call(model, site)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert "site north: " in result.output
+    assert "mean over labels" in result.output
+    assert "p1" not in result.output  # no patient
+
+
+def test_a_label_of_one_class_has_no_auroc(model, site):
+    table = site / "studies.csv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([header, *(row.rpartition(",")[0] + ",1" for row in rows)]) + "\n")
+    found = json.loads(call(model, site, "--json").stdout)
+    assert found["labels"]["dead"]["auroc"] == {"mean": None, "ci95": None}
+    assert found["labels"]["dead"]["negatives"] == 0
+    assert call(model, site).exit_code == 0
+
+
+def test_under_local_selection_the_site_selects_for_itself(site, tmp_path):
+    """With one feature for each label, the second label's scores may only use the dose."""
+    folder = write_model(site, tmp_path / "local", method="local")
+    result = call(folder, site, "--json")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert json.loads(result.stdout)["labels"]["ill"]["auroc"]["mean"] == 1.0
+
+
+def test_another_task_is_refused(model, site):
+    task = site.parents[1] / "task.toml"
+    task.write_text(task.read_text().replace("high = 100", "high = 110", 1))
+    error = call(model, site).exception
+    assert isinstance(error, DataError)
+    assert "differs from the model's in [features]" in str(error)
+
+
+def test_a_site_without_test_patients_is_refused(site, tmp_path):
+    task = site.parents[1] / "task.toml"
+    task.write_text(task.read_text().replace("test = 0.3", "test = 0.0"))
+    error = call(write_model(site, tmp_path / "model", method="none"), site).exception
+    assert isinstance(error, DataError)
+    assert "expected test patients" in str(error)
+
+
+def test_what_is_no_model_is_refused(site, tmp_path):
+    error = call(tmp_path, site).exception
+    assert isinstance(error, DataError)
+    assert "model.json" in str(error)
