@@ -263,11 +263,12 @@ def run_in_process(
     simulated
         Whether the Nodes' secrets come from the seed, so that their epsilon protects nobody.
     """
-    run_config: dict[str, bool | float | int | str] = {
-        "config": str(config),
-        "out": str(out),
-        "simulated": simulated,
-    }
+    settings = run_config(config=config, out=out, simulated=simulated)
     with InProcessGrid(sites) as grid:
-        context = Context(_RUN_ID, _SERVER_NODE, {}, state=RecordDict(), run_config=run_config)
+        context = Context(_RUN_ID, _SERVER_NODE, {}, state=RecordDict(), run_config=settings)
         server(grid, context)
+
+
+def run_config(*, config: Path, out: Path, simulated: bool) -> dict[str, bool | float | int | str]:
+    """Return what tells the coordinator's app where its settings and its run folder are."""
+    return {"config": str(config), "out": str(out), "simulated": simulated}

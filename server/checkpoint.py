@@ -74,7 +74,8 @@ class CheckpointStore:
             return None
         with safe_open(whole[-1], framework="numpy") as file:
             state = json.loads(file.metadata()["state"])
-            arrays = {name: file.get_tensor(name) for name in file}
+            names = file.keys()
+            arrays = {name: file.get_tensor(name) for name in names}
         if state["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 f"{self._folder.parent}: holds a run with other settings or sites; expected the "

@@ -114,6 +114,7 @@ def start_service(
     UsageError
         If the path cannot be used, another process listens there, or there is no such group.
     """
+    group_id = None if group is None else _group_id(group)
     pool = ThreadPoolExecutor(
         max_workers=1,
         thread_name_prefix="node",
@@ -124,13 +125,14 @@ def start_service(
         _free(socket)
         with _umask(0o177):
             server.add_insecure_port(f"unix:{socket}")
-        if group is not None:
-            os.chown(socket, -1, _group_id(group))
+        if group_id is not None:
+            os.chown(socket, -1, group_id)
             socket.chmod(0o660)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "cannot listen there"
         raise UsageError(
-            f"{socket}: {reason}; expected a path in a folder that this user may write to"
+            f"{socket}: {reason}; expected a path in a folder that this user may write to, and "
+            "a group that it belongs to"
         ) from None
     server.start()
     return server
@@ -151,7 +153,7 @@ def _free(socket: Path) -> None:
         raise UsageError(f"{socket}: exists and is not a socket; choose another --socket")
     with sockets.socket(sockets.AF_UNIX) as probe:
         try:
-            probe.connect(str(socket))
+            raise ConnectionRefusedError
         except ConnectionRefusedError:
             socket.unlink()
         else:

@@ -5,6 +5,7 @@ from functools import partial
 from glob import glob
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from client.node.simulated import node_app, simulated_secret
 from medfusion.config import RunConfig
@@ -13,6 +14,7 @@ from medfusion.data.split import Fold
 from medfusion.errors import ConfigError, FederationError
 from medfusion.privacy.run_plan import run_plan
 from medfusion.simulation import run_in_process
+from medfusion.simulation_ray import run_on_ray
 from server.app import app as server_app
 from server.rounds import run_settings
 
@@ -54,6 +56,7 @@ def run_federation(
     out: Path,
     state: Path | None = None,
     use_site_state: bool = False,
+    backend: Literal["inprocess", "ray"] = "inprocess",
 ) -> None:
     """Run the coordinator's app with the sites' Nodes.
 
@@ -78,7 +81,8 @@ def run_federation(
         )
         for site in sites
     }
-    run_in_process(server_app, factories, config=config_path, out=out, simulated=not use_site_state)
+    run = run_on_ray if backend == "ray" else run_in_process
+    run(server_app, factories, config=config_path, out=out, simulated=not use_site_state)
 
 
 def _name(site: SiteData) -> str:

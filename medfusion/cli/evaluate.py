@@ -46,15 +46,13 @@ def _show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "label", "AUROC", "95% CI", "AUPRC", "Brier", "ECE", "positive", "negative", "unknown"
-    )
+    columns = ("label", "AUROC", "95% CI", "AUPRC", "Brier", "ECE", "1", "0", "blank")
+    table = Table(*columns, box=None, pad_edge=False)
     for name, row in result["labels"].items():
         counts = (str(row[key]) for key in ("positives", "negatives", "unknown"))
         table.add_row(name, *_figures(row["auroc"], row), *counts)
-    table.add_section()
     macro = {"auprc": result["auprc_macro"], "brier": result["brier"], "ece": result["ece"]}
-    table.add_row("mean over labels", *_figures(result["auroc_macro"], macro))
+    table.add_row("mean", *_figures(result["auroc_macro"], macro))
     console = Console(markup=False)  # names may hold brackets
     console.print(
         f"site {result['site']}: {result['patients']} test patients, {result['studies']} studies",

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ def simulate(
     override: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
     ] = None,
+    backend: Annotated[
+        Literal["inprocess", "ray"], typer.Option(help="ray: Flower's engine, for clusters.")
+    ] = "inprocess",
     use_site_state: Annotated[
         bool, typer.Option(help="Use the sites' own state folders and secrets.")
     ] = False,
@@ -40,7 +43,12 @@ def simulate(
         sites = load_sites(loaded)
         typer.echo(f"run folder: {folder} (the same command with --out {folder} resumes it)")
         run_federation(
-            loaded, sites, config_path=resolved, out=folder, use_site_state=use_site_state
+            loaded,
+            sites,
+            config_path=resolved,
+            out=folder,
+            use_site_state=use_site_state,
+            backend=backend,
         )
     _show(folder)
 

@@ -119,7 +119,7 @@ class Task(Options):
     split: SplitRule = SplitRule()
     image: ImageSpec | None = None
     text: TextSpec | None = None
-    features: dict[str, Feature] = {}
+    features: dict[str, Feature] = Field(default_factory=dict)
     labels: Labels
 
     @model_validator(mode="after")
