@@ -1,8 +1,7 @@
 """A run's ``config.toml``: composes the option classes that live beside what they configure."""
 
-import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,8 +10,9 @@ from pydantic import ConfigDict, Field, model_validator
 from medfusion.data.selection_options import SelectionOptions
 from medfusion.errors import ConfigError
 from medfusion.models.options import MedFusionNetOptions, ModelOptions
-from medfusion.options import Options, read_toml
+from medfusion.options import FileSchema, Options, read_toml
 from medfusion.privacy.options import PrivacyOptions
+from medfusion.toml_text import to_toml
 from medfusion.training.options import TrainingOptions
 
 
@@ -65,6 +65,7 @@ class ServerOptions(Options):
 class RunConfig(Options):
     """The whole of ``config.toml``; paths are absolute once loaded."""
 
+    file_schema: FileSchema = 1
     run: RunInfo
     simulation: SimulationOptions | None = None
     model: Annotated[ModelOptions, Field(discriminator="name")] = MedFusionNetOptions()
@@ -138,28 +139,6 @@ def _apply(data: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def to_toml(config: RunConfig) -> str:
+def config_text(config: RunConfig) -> str:
     """Write a config so that `load_config` reads an equal one."""
-    lines: list[str] = []
-    _write_table(config.model_dump(mode="json", exclude_none=True), (), lines)
-    return "\n".join(lines).strip() + "\n"
-
-
-def _write_table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
-    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    if path and values:
-        lines += ["", f"[{'.'.join(path)}]"]
-    lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            _write_table(value, (*path, key), lines)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # JSON strings are TOML basic strings
-    return repr(value)
+    return to_toml(config.model_dump(mode="json", exclude_none=True))

@@ -3,18 +3,23 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from medfusion.errors import ConfigError, did_you_mean
+
+FileSchema = Annotated[Literal[1], Field(alias="schema")]
+"""The version of a file's layout: key ``schema``, 1 where it is not written."""
 
 
 class Options(BaseModel):
     """Base of every options class: frozen, keyword-only, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True
+    )
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str) -> Self:

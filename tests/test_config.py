@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from medfusion.config import load_config, to_toml
+from medfusion.config import config_text, load_config
 from medfusion.errors import ConfigError
 
 CONFIG = """
@@ -42,7 +42,7 @@ def test_the_resolved_copy_reads_as_an_equal_config(path, tmp_path):
     config = load_config(path, ["run.name=a-b", "model.text.encoder='dir \"x\"'"])
     copy = tmp_path / "elsewhere" / "config.toml"
     copy.parent.mkdir()
-    copy.write_text(to_toml(config))
+    copy.write_text(config_text(config))
     assert load_config(copy) == config
 
 

@@ -153,7 +153,7 @@ def _free(socket: Path) -> None:
         raise UsageError(f"{socket}: exists and is not a socket; choose another --socket")
     with sockets.socket(sockets.AF_UNIX) as probe:
         try:
-            raise ConnectionRefusedError
+            probe.connect(str(socket))
         except ConnectionRefusedError:
             socket.unlink()
         else:

@@ -79,7 +79,7 @@ def _claim(folder: Path, config: "RunConfig") -> Path:
     ConfigError, UsageError
         If the folder holds something else.
     """
-    from medfusion.config import load_config, to_toml
+    from medfusion.config import config_text, load_config
     from medfusion.errors import ConfigError, UsageError
 
     path = folder / "config.toml"
@@ -94,7 +94,7 @@ def _claim(folder: Path, config: "RunConfig") -> Path:
         raise UsageError(f"{folder}: exists and is not a run folder; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".config.toml.partial"
-    partial.write_text(to_toml(config), encoding="utf-8")
+    partial.write_text(config_text(config), encoding="utf-8")
     partial.rename(path)
     return path
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfusion.comparison.arms import Arm
-from medfusion.config import RunConfig, to_toml
+from medfusion.config import RunConfig, config_text
 from medfusion.data.site_data import SiteData, pool
 from medfusion.data.split import TEST, Fold, split_of
 from medfusion.models.saved import load_model
@@ -103,7 +103,7 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
         groups = [(arm.regime, members, list(data.digests.values()))]
     fold = [f"fold{data.fold.index + 1}of{data.fold.count}"] if data.fold else []
     for group, taking_part, digests in groups:
-        content = _sha256(*(part.encode() for part in (group, to_toml(config), *digests)))
+        content = _sha256(*(part.encode() for part in (group, config_text(config), *digests)))
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
         yield Trial(name, config, taking_part)
 
@@ -125,7 +125,7 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> NDArray[np.float32]:
     state = out / "state"
     if not (folder / "summary.json").exists():
         config_path = folder / "config.toml"
-        config_path.write_text(to_toml(trial.config), encoding="utf-8")
+        config_path.write_text(config_text(trial.config), encoding="utf-8")
         runner(trial.config, trial.sites, config_path=config_path, out=folder, state=state)
     saved = load_model(folder / "model")
     logits = np.concatenate(

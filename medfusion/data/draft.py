@@ -1,6 +1,5 @@
 """Drafting a site.toml from a table and a task."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from medfusion.data.studies import validate_studies
 from medfusion.data.table import Table, read_table
 from medfusion.data.task import Task
 from medfusion.errors import DataError, UsageError
+from medfusion.toml_text import toml_key, toml_value
 
 
 def draft_site(folder: Path, *, table: Path, task_path: Path) -> int:
@@ -113,9 +113,10 @@ class _Draft:
         """Write the draft as TOML."""
         lines = [
             "# Drafted by `medfusion site init`; the marked lines need a human.",
+            "schema = 1",
             "[site]",
-            f"name = {_toml(info['name'])}  # TODO: the public name, which other sites see",
-            f"task = {_toml(info['task'])}",
+            f"name = {toml_value(info['name'])}  # TODO: the public name, which other sites see",
+            f"task = {toml_value(info['task'])}",
             f"patients_public = {patients}  # TODO: training patients under this name and "
             "split; frozen by the first run",
             "",
@@ -127,11 +128,11 @@ class _Draft:
                 "encoding": "not UTF-8; is it this one?",
                 "decimal": "is this the decimal mark?",
             }.get(key)
-            lines.append(f"{key} = {_toml(value)}" + (f"  # TODO: {remark}" if remark else ""))
+            lines.append(f"{key} = {toml_value(value)}" + (f"  # TODO: {remark}" if remark else ""))
         for name, section in columns.items():
             remark = self.remarks.get(name)
-            lines += ["", f"[columns.{_key(name)}]" + (f"  # TODO: {remark}" if remark else "")]
-            lines += [f"{key} = {_toml(value)}" for key, value in section.items()]
+            lines += ["", f"[columns.{toml_key(name)}]" + (f"  # TODO: {remark}" if remark else "")]
+            lines += [f"{key} = {toml_value(value)}" for key, value in section.items()]
         for name in task_columns(self.task):
             if name not in self.matches:
                 lines += ["", *self._unmatched(name)]
@@ -140,17 +141,17 @@ class _Draft:
             "[policy]",
             "max_epsilon = 8.0  # TODO: the privacy loss that this hospital never exceeds",
             "delta = 1e-5  # TODO: well below 1 / patients",
-            'min_patients = 10\napprove = "always"  # TODO: or "ask", to approve each run',
+            'min_patients = 10\napprove = "always"',
         ]
         return "\n".join(lines) + "\n"
 
     def _unmatched(self, name: str) -> list[str]:
         if name in (self.task.task.patient, self.task.task.study):
             ask = f"# TODO: name the column that holds {name!r}"
-            return [ask, f"# [columns.{_key(name)}]", '# from = "..."']
+            return [ask, f"# [columns.{toml_key(name)}]", '# from = "..."']
         return [
             f"# TODO: no column looks like {name!r}: name it, or leave it empty if there is none",
-            f"# [columns.{_key(name)}]",
+            f"# [columns.{toml_key(name)}]",
             '# from = ""',
         ]
 
@@ -170,14 +171,3 @@ def _site_name(folder: Path) -> str:
 
 def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
-
-
-def _toml(value: str | Mapping[str, str]) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # JSON strings are TOML basic strings
-    inner = ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items())
-    return f"{{ {inner} }}"

@@ -16,7 +16,7 @@ from medfusion.data.task import (
     Task,
 )
 from medfusion.errors import ConfigError, DataError
-from medfusion.options import Options, read_toml
+from medfusion.options import FileSchema, Options, read_toml
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 SPLIT_NAMES = ("train", "calibration", "test")
@@ -92,7 +92,7 @@ class PolicyOptions(Options):
     max_epsilon: float = Field(default=8.0, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     min_patients: int = Field(default=10, ge=1)
-    approve: Literal["always", "ask"] = "always"
+    approve: Literal["always"] = "always"
 
 
 class ComputeOptions(Options):
@@ -107,6 +107,7 @@ class ComputeOptions(Options):
 class SiteConfig(Options):
     """The whole of ``site.toml``."""
 
+    file_schema: FileSchema = 1
     site: SiteInfo
     files: FilesOptions = FilesOptions()
     columns: dict[str, ColumnOptions] = Field(default={})

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfusion.options import Options, read_toml
+from medfusion.options import FileSchema, Options, read_toml
 
 
 class TaskInfo(Options):
@@ -115,6 +115,7 @@ class Column:
 class Task(Options):
     """The whole of ``task.toml``."""
 
+    file_schema: FileSchema = 1
     task: TaskInfo
     split: SplitRule = SplitRule()
     image: ImageSpec | None = None

@@ -1,6 +1,5 @@
 """What every cohort is written as: task, config and site folders, all of it or nothing."""
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from medfusion.data.split import TRAIN, split_of
 from medfusion.data.studies import read_studies
 from medfusion.data.task import Task
 from medfusion.errors import UsageError
+from medfusion.toml_text import to_toml
 
 _BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
 
@@ -76,13 +76,14 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:
     """Write ``task.toml`` and return the task as everybody will read it."""
-    write_text(folder / "task.toml", to_toml(sections))
+    write_text(folder / "task.toml", to_toml({"schema": 1, **sections}))
     return Task.load(folder / "task.toml")
 
 
 def write_config(folder: Path, *, task: Task, sites: int, rounds: int, batch_size: int) -> None:
     """Write a ``config.toml`` that runs as it is, under privacy."""
     config = {
+        "schema": 1,
         "run": {"name": task.task.name, "task": "task.toml", "rounds": rounds, "seed": 0},
         "simulation": {"sites": "sites/*"},
         "model": {"name": "medfusion_net", "size": "tiny", "modalities": list(task.modalities)},
@@ -125,6 +126,7 @@ def write_site(
         "patients_public": 1,  # until the split has been counted, below
     }
     sections = {
+        "schema": 1,
         "site": info,
         "files": dict(files or {}),
         "columns": dict(columns or {}),
@@ -151,42 +153,3 @@ def write_site(
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with Unix line ends on every system."""
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def to_toml(table: Mapping[str, Any]) -> str:
-    """Write nested mappings as TOML: a mapping is a section, one of scalars inside it inline."""
-    lines: list[str] = []
-    _append_section(lines, (), table)
-    return "\n".join(lines).strip() + "\n"
-
-
-def _append_section(lines: list[str], path: tuple[str, ...], table: Mapping[str, Any]) -> None:
-    nested = {key: value for key, value in table.items() if _is_section(path, value)}
-    own = {key: value for key, value in table.items() if key not in nested}
-    if own and path:
-        lines += ["", f"[{'.'.join(map(_key, path))}]"]
-    lines += [f"{_key(key)} = {_value(value)}" for key, value in own.items()]
-    for key, value in nested.items():
-        _append_section(lines, (*path, key), value)
-
-
-def _is_section(path: tuple[str, ...], value: Any) -> bool:
-    """Sections lie at the top, and one deeper where sections of sections do (features.age)."""
-    if not isinstance(value, Mapping):
-        return False
-    return not path or (len(path) == 1 and path[0] in ("features", "columns"))
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.match(key) else json.dumps(key, ensure_ascii=False)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        inside = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
-        return f"{{ {inside} }}" if inside else "{}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    if isinstance(value, str | bool):
-        return json.dumps(value, ensure_ascii=False)  # JSON strings and booleans are TOML ones
-    return repr(value)

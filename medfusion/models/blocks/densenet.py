@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm of at most 32 groups, for any number of channels."""
-    return nn.GroupNorm(gcd(32, channels), channels)
+    return nn.GroupNorm(gcd(32, channels // 4) if channels % 4 == 0 else 1, channels)
 
 
 class DenseLayer(nn.Module):

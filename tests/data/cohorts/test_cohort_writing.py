@@ -2,8 +2,9 @@ import tomllib
 
 import pytest
 
-from medfusion.data.cohorts.writing import new_folder, to_toml
+from medfusion.data.cohorts.writing import new_folder
 from medfusion.errors import UsageError
+from medfusion.toml_text import to_toml
 
 
 def test_toml_reads_back_equal():
