@@ -49,7 +49,7 @@ def over_socket(context: Context) -> Handler:
         request = recorddict_to_proto(content).SerializeToString()
         with grpc.insecure_channel(f"unix:{socket}", options=_UNLIMITED) as channel:
             try:
-                grpc.channel_ready_future(channel).result(timeout=20)
+                grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
                 answer: bytes = channel.unary_unary(f"/medfusion.Node/{kind}")(request)
             except grpc.FutureTimeoutError:
                 raise ConnectionError("no Node listens at this site's socket") from None

@@ -1,18 +1,26 @@
 """The state folder: the one place that a Node writes to."""
 
 import os
+import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
+
+from medfusion.errors import FederationError
 
 _SECRET = "secret"  # noqa: S105 -- a file name
 _SECRET_BYTES = 32
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class NodeState:
-    """A site's state folder: its secret, its image cache, the models delivered to it."""
+    """A site's state folder: its secret, its image cache, the models delivered to it.
+
+    A new folder is closed to other OS users.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
 
     @property
@@ -21,17 +29,46 @@ class NodeState:
         return self._folder / "cache"
 
     def model_folder(self, run_id: str) -> Path:
-        """Folder for the model that ``run_id`` delivers."""
+        """Folder for the model that ``run_id`` delivers.
+
+        Raises
+        ------
+        FederationError
+            If the id, which comes from the coordinator, is not a plain name.
+        """
+        if not _RUN_ID.fullmatch(run_id):
+            raise FederationError(
+                "run_id: expected a name of at most 200 letters, digits, '.', '_' and '-'"
+            )
         return self._folder / "models" / run_id
 
     def secret(self) -> bytes:
-        """Return the site's secret, made once and readable by its owner only."""
+        """Return the site's secret, made once and readable by its owner only.
+
+        Raises
+        ------
+        FederationError
+            If the file is damaged.
+        """
         path = self._folder / _SECRET
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_bytes()
-        with os.fdopen(descriptor, "wb") as file:
-            value = secrets.token_bytes(_SECRET_BYTES)
-            file.write(value)
+        if not path.exists():
+            self._make_secret(path)
+        value = path.read_bytes()
+        if len(value) < _SECRET_BYTES:
+            raise FederationError(
+                f"{path}: expected {_SECRET_BYTES} bytes, found {len(value)}; restore the file "
+                "from a backup, or remove it to have a new one made"
+            )
         return value
+
+    def _make_secret(self, path: Path) -> None:
+        """Write a secret that appears whole or not at all, and never replaces another."""
+        partial = self._folder / f".{_SECRET}.{os.getpid()}.partial"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(partial, path)
+        partial.unlink()

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from medfusion.config import RunConfig
     from medfusion.data.site_data import SiteData
 
+_NVIDIA = Path("/dev/nvidiactl")  # there if the machine has a GPU; asking CUDA would start it
 _MOST_PAIRS_SHOWN = 15
+_MOST_AT_ONCE = 4  # runs side by side: each needs memory, so further cores speed up the runs
 
 
 def compare(
@@ -56,14 +58,27 @@ def compare(
     check_folder(out)
     sites = load_sites(arms[0].config)
     plan = Comparison.plan(arms, sites, seeds=seeds, folds=folds)
-    for trial in plan.distinct_trials.values():
-        _check(trial)
+    _prepare_to_fork()
+    for first_seed, *_ in plan.trials:
+        _check(first_seed)
     with _progress(len(plan.distinct_trials)) as observer:
-        result = plan.run(_run, out, observer)
+        result = plan.run(lambda trials: _finish_all(trials, out), out, observer)
     _show(plan, result, out)
 
 
-def _check(trial: "Trial") -> None:
+def _prepare_to_fork() -> None:
+    """Load what every run needs, and keep this process free of threads.
+
+    A pool of OpenMP threads, once started here, would be missing in forked processes and hang
+    them.
+    """
+    import torch
+    import torch._dynamo  # optimisers load it, which takes a second
+
+    torch.set_num_threads(1)
+
+
+def _check(trials: "Sequence[Trial]") -> None:
     """Refuse what the coordinator or a Node would refuse, before anything runs.
 
     Raises
@@ -74,23 +89,33 @@ def _check(trial: "Trial") -> None:
     from client.node.policy import check_settings
     from medfusion.data.task import Task
     from medfusion.errors import ConfigError
-    from medfusion.models.registry import modalities_of
+    from medfusion.models.registry import build_model
     from medfusion.privacy.run_plan import run_plan
     from server.rounds import run_settings
     from server.strategies import build_strategy
 
-    config, sites = trial.config, trial.sites
+    config = trials[0].config
     task = Task.load(config.run.task)
-    modalities_of(config.model, task)
+    build_model(config.model, task, seed=config.run.seed)
     quorum = config.server.min_sites
-    if len(sites) < quorum:
-        raise ConfigError(f"server.min_sites = {quorum}: found only {len(sites)} sites")
     build_strategy(config.strategy, min_sites=quorum)
     settings = run_settings(config, task)
-    for site in sites:
-        policy, patients = site.config.policy, site.patients_public
-        check_settings(settings, site.task, policy)
-        run_plan(settings, task, patients_public=patients, delta=policy.delta)
+    for trial in trials:
+        if len(trial.sites) < quorum:
+            raise ConfigError(f"server.min_sites = {quorum}: found only {len(trial.sites)} sites")
+        for site in trial.sites:
+            policy, patients = site.config.policy, site.patients_public
+            check_settings(settings, site.task, policy)
+            run_plan(settings, task, patients_public=patients, delta=policy.delta)
+
+
+def _finish_all(trials: "Sequence[Trial]", out: Path) -> "Iterator[Trial]":
+    """Finish runs side by side; on a machine with a GPU, one after another."""
+    from medfusion.comparison.processes import side_by_side
+    from medfusion.comparison.trials import finish
+
+    at_once = 1 if _NVIDIA.exists() else _MOST_AT_ONCE
+    return side_by_side(trials, lambda trial: finish(trial, _run, out=out), at_once=at_once)
 
 
 def _run(
@@ -99,24 +124,29 @@ def _run(
     *,
     config_path: Path,
     out: Path,
-    state: Path,
+    cache: Path,
 ) -> None:
     """Run one federation; what it says goes to ``log.txt`` in its folder."""
     import shutil
 
-    import torch
-    import torch._dynamo  # optimisers load it: once here, not in each worker of each run
-
     from medfusion.cli.compose import run_federation
 
-    # Runs follow one another in this process, and each forks its workers: a pool of OpenMP
-    # threads, once started here, would be missing in the workers and hang them.
-    torch.set_num_threads(1)
+    for site in sites:
+        _link_cache(out / "state" / site.name / "cache", cache / site.name)
     with (out / "log.txt").open("a", encoding="utf-8") as log, redirect_stderr(log):
-        run_federation(config, sites, config_path=config_path, out=out, state=state)
-    # There may be hundreds of runs: keep no report of megabytes and no finished checkpoint.
+        run_federation(config, sites, config_path=config_path, out=out)
+    # There may be hundreds of runs: keep no state, finished checkpoint, or report of megabytes.
     (out / "report.html").unlink(missing_ok=True)
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
+    shutil.rmtree(out / "state")
+
+
+def _link_cache(link: Path, target: Path) -> None:
+    """Let a Node's state folder use the image cache that all runs share."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(target.resolve())
 
 
 @contextmanager

@@ -54,14 +54,12 @@ def run_federation(
     *,
     config_path: Path,
     out: Path,
-    state: Path | None = None,
     use_site_state: bool = False,
     backend: Literal["inprocess", "ray"] = "inprocess",
 ) -> None:
     """Run the coordinator's app with the sites' Nodes.
 
-    Their state folders are ``state/NAME`` (``out/state/NAME`` if it is not given), or the
-    sites' own.
+    Their state folders are ``out/state/NAME``, or the sites' own.
     """
     settings = run_settings(config, sites[0].task)
     for site in sites:  # plans are kept by the process, and workers inherit them
@@ -71,12 +69,11 @@ def run_federation(
             patients_public=site.patients_public,
             delta=site.config.policy.delta,
         )
-    scratch = state or out / "state"
     factories = {
         site.name: partial(
             node_app,
             site,
-            site.state if use_site_state else scratch / site.name,
+            site.state if use_site_state else out / "state" / site.name,
             None if use_site_state else simulated_secret(config.run.seed, site.name),
         )
         for site in sites

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from medfusion.comparison.arms import Arm
 from medfusion.comparison.results import Truth, auroc_macro, compare_json
-from medfusion.comparison.trials import FoldData, Runner, Trial, deal_folds, finish, trials_of
+from medfusion.comparison.trials import FoldData, Trial, deal_folds, scores_of, trials_of
 from medfusion.data.site_data import SiteData
-from medfusion.errors import MedFusionError, UsageError
+from medfusion.errors import UsageError
 
 RESULT = "compare.json"
+
+
+FinishAll = Callable[[Sequence[Trial]], Iterable[Trial]]
+"""Finishes runs, in any order, and yields each when it is done."""
 
 
 class Observer(Protocol):
@@ -71,43 +75,40 @@ class Comparison:
         """The runs by name; arms may share some."""
         return {t.name: t for arm in self.trials for seed in arm for t in seed}
 
-    def run(self, runner: Runner, out: Path, observer: Observer) -> dict[str, Any]:
+    def run(self, finish_all: FinishAll, out: Path, observer: Observer) -> dict[str, Any]:
         """Finish every run and write ``compare.json``, which is also returned.
 
         Raises
         ------
         MedFusionError
-            What stopped a run, headed by the arm and the run's name. Finished runs are kept.
+            What stopped a run. Finished runs are kept.
         """
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULT).unlink(missing_ok=True)  # an earlier comparison in this folder
-        scores = np.stack(
-            [self._arm_scores(index, runner, out, observer) for index in range(len(self.arms))]
+        scores: list[NDArray[np.float32]] = []
+        done: set[str] = set()
+        for trial in finish_all(list(self.distinct_trials.values())):
+            done.add(trial.name)
+            observer.trial_done(trial)
+            while len(scores) < len(self.arms) and self._names(len(scores)) <= done:
+                index = len(scores)
+                scores.append(self._scores(index, out))
+                observer.arm_done(index, self.arms[index], auroc_macro(scores[-1], self.truth))
+        result = compare_json(
+            self.arms, np.stack(scores), self.truth, seeds=self.seeds, folds=self.folds
         )
-        result = compare_json(self.arms, scores, self.truth, seeds=self.seeds, folds=self.folds)
         partial = out / f".{RESULT}.partial"
         partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(partial, out / RESULT)
         return result
 
-    def _arm_scores(
-        self, index: int, runner: Runner, out: Path, observer: Observer
-    ) -> NDArray[np.float32]:
+    def _names(self, arm: int) -> set[str]:
+        return {trial.name for trials in self.trials[arm] for trial in trials}
+
+    def _scores(self, arm: int, out: Path) -> NDArray[np.float32]:
         """Return an arm's logits [S, N, L]."""
-        arm = self.arms[index]
-
-        def logits_of(trial: Trial) -> NDArray[np.float32]:
-            try:
-                logits = finish(trial, runner, out=out)
-            except MedFusionError as error:
-                raise type(error)(f"arm {index} ({arm}), run {trial.name}: {error}") from error
-            observer.trial_done(trial)
-            return logits
-
-        seeds = [np.concatenate([logits_of(t) for t in trials]) for trials in self.trials[index]]
-        scores = np.stack(seeds)
-        observer.arm_done(index, arm, auroc_macro(scores, self.truth))
-        return scores
+        seeds = [[scores_of(trial, out=out) for trial in trials] for trials in self.trials[arm]]
+        return np.stack([np.concatenate(parts) for parts in seeds])
 
 
 def _trials(arm: Arm, seed: int, folds: Sequence[FoldData]) -> tuple[Trial, ...]:
@@ -118,6 +119,6 @@ def check_folder(out: Path) -> None:
     """Refuse a folder that holds anything but a comparison; raises `UsageError`."""
     if not out.exists():
         return
-    ours = {RESULT, f".{RESULT}.partial", "runs", "state"}
+    ours = {RESULT, f".{RESULT}.partial", "runs", "cache"}
     if not out.is_dir() or {path.name for path in out.iterdir()} - ours:
         raise UsageError(f"{out}: exists and is not a comparison's folder; choose another --out")

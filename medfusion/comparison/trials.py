@@ -19,18 +19,19 @@ from medfusion.comparison.arms import Arm
 from medfusion.config import RunConfig, config_text
 from medfusion.data.site_data import SiteData, pool
 from medfusion.data.split import TEST, Fold, split_of
+from medfusion.errors import MedFusionError
 from medfusion.models.saved import load_model
 from medfusion.scoring import score_part
 
 _DIGEST_CHARACTERS = 16
+_SCORES = "logits.npy"
 
 
 class Runner(Protocol):
     """Runs a federation of ``sites``; leaves ``model/`` and ``summary.json`` in ``out``.
 
-    ``config_path`` is the resolved config on disk; ``state`` is the parent of the sites' state
-    folders, whose ``SITE/cache`` holds decoded images. Called again for an unfinished ``out``,
-    it resumes.
+    ``config_path`` is the resolved config on disk; ``cache / NAME`` holds the decoded images of
+    a site, for all runs. Called again for an unfinished ``out``, it resumes.
     """
 
     def __call__(
@@ -40,7 +41,7 @@ class Runner(Protocol):
         *,
         config_path: Path,
         out: Path,
-        state: Path,
+        cache: Path,
     ) -> None:
         """Run, or resume."""
 
@@ -57,9 +58,13 @@ class FoldData:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trial:
-    """One run: ``sites`` take part, and the test studies of each are scored in their order."""
+    """One run: ``sites`` take part, and the test studies of each are scored in their order.
+
+    ``arm`` says in words which arm (the first, if several share the run) it belongs to.
+    """
 
     name: str
+    arm: str
     config: RunConfig
     sites: tuple[SiteData, ...]
 
@@ -105,40 +110,46 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
     for group, taking_part, digests in groups:
         content = _sha256(*(part.encode() for part in (group, config_text(config), *digests)))
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
-        yield Trial(name, config, taking_part)
+        yield Trial(name, str(arm), config, taking_part)
 
 
-def finish(trial: Trial, runner: Runner, *, out: Path) -> NDArray[np.float32]:
-    """Return the logits [N, L] of the trial's test studies, running it where that is not done.
+def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
+    """Run the trial and score its test studies, as far as that is not done.
 
     Raises
     ------
     MedFusionError
-        Whatever the run raises.
+        What stopped the run, headed by the arm and the run's name.
     """
     folder = out / "runs" / trial.name
-    finished = folder / "logits.npy"
-    if finished.exists():
-        logits: NDArray[np.float32] = np.load(finished, allow_pickle=False)
-        return logits
+    if (folder / _SCORES).exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    state = out / "state"
-    if not (folder / "summary.json").exists():
-        config_path = folder / "config.toml"
-        config_path.write_text(config_text(trial.config), encoding="utf-8")
-        runner(trial.config, trial.sites, config_path=config_path, out=folder, state=state)
-    saved = load_model(folder / "model")
-    logits = np.concatenate(
-        [
-            score_part(saved, site, TEST, cache=state / site.name / "cache").logits
-            for site in trial.sites
-        ]
-    )
-    partial = folder / ".logits.npy.partial"
+    try:
+        if not (folder / "summary.json").exists():
+            path = folder / "config.toml"
+            path.write_text(config_text(trial.config), encoding="utf-8")
+            cache = out / "cache"
+            runner(trial.config, trial.sites, config_path=path, out=folder, cache=cache)
+        logits = _score(trial, folder / "model", out / "cache")
+    except MedFusionError as error:
+        raise type(error)(f"arm ({trial.arm}), run {trial.name}: {error}") from error
+    partial = folder / f".{_SCORES}.partial"
     with partial.open("wb") as file:
         np.save(file, logits, allow_pickle=False)
-    partial.rename(finished)
+    partial.rename(folder / _SCORES)
+
+
+def scores_of(trial: Trial, *, out: Path) -> NDArray[np.float32]:
+    """Return the logits [N, L] of a finished trial's test studies."""
+    logits: NDArray[np.float32] = np.load(out / "runs" / trial.name / _SCORES, allow_pickle=False)
     return logits
+
+
+def _score(trial: Trial, model: Path, cache: Path) -> NDArray[np.float32]:
+    saved = load_model(model)
+    parts = [score_part(saved, site, TEST, cache=cache / site.name) for site in trial.sites]
+    return np.concatenate([part.logits for part in parts])
 
 
 def _content_sha256(site: SiteData) -> str:

@@ -26,7 +26,7 @@ class Logistic(Model):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, L]; the missing flags of unselected columns are hidden."""
         x_BKV = inputs["tabular"]
-        selected_BK1 = x_BKV[..., SELECTED : SELECTED + 1]
+        selected_BK1 = x_BKV.narrow(2, SELECTED, 1)
         logits: Tensor = self.linear((x_BKV * selected_BK1).flatten(1))
         return logits
 

@@ -170,7 +170,7 @@ class PrivateSteps:
         """Return a parameter's per-sample gradients, float32 [samples, *shape]."""
         parameter = self._parameters[name]
         gradient = parameter.grad_sample
-        if gradient is None:  # some use of it did not reach the loss, or none did
+        if gradient is None:  # Opacus waits for a use of it that did not reach the loss
             gradient = getattr(parameter, "_current_grad_sample", None)
         if gradient is None:
             return torch.zeros(samples, *parameter.shape, device=parameter.device)
@@ -215,8 +215,7 @@ class PrivateSteps:
         for parameter in self._parameters.values():
             if hasattr(parameter, "_current_grad_sample"):
                 del parameter._current_grad_sample
-            if hasattr(parameter, "_forward_counter"):
-                parameter._forward_counter = 0
+            if hasattr(parameter, "grad_sample"):
                 parameter.grad_sample = None
 
 

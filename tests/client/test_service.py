@@ -210,7 +210,7 @@ def test_the_service_serves_its_site_alone_until_sigterm(
     try:
         reply = relay_to(path)("describe", request_content(Request()))
         second = subprocess.run(
-            command(site, tmp_path / "second.sock"), capture_output=True, text=True
+            command(site, tmp_path / "second.sock"), capture_output=True, text=True, timeout=60
         )
     finally:
         service.send_signal(signal.SIGTERM)

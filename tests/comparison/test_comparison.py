@@ -8,6 +8,7 @@ from tabular_cohort import write_ward
 
 from medfusion.comparison.arms import plan_arms
 from medfusion.comparison.compare import Comparison, check_folder
+from medfusion.comparison.trials import finish
 from medfusion.config import load_config
 from medfusion.data.site_data import load_site_data
 from medfusion.data.split import TEST, TRAIN
@@ -31,13 +32,26 @@ class Silent:
         self.arms.append((index, arm.regime, auroc))
 
 
+def one_by_one(runner, out):
+    def finish_all(trials):
+        for trial in trials:
+            finish(trial, runner, out=out)
+            yield trial
+
+    return finish_all
+
+
+def run(comparison: Comparison, runner, out: Path, observer=None):
+    return comparison.run(one_by_one(runner, out), out, observer or Silent())
+
+
 class FakeRunner:
     """Fits `logistic` to the training studies of all sites, without any federation."""
 
     def __init__(self, fail_at: int | None = None):
         self.runs, self._fail_at = [], fail_at
 
-    def __call__(self, config, sites, *, config_path, out, state):
+    def __call__(self, config, sites, *, config_path, out, cache):
         assert load_config(config_path) == config
         if len(self.runs) == self._fail_at:
             raise FederationError("the quorum is lost")
@@ -83,7 +97,7 @@ def plan(config: Path, *, seeds=1, folds=None, **options) -> Comparison:
 
 def test_regimes_score_the_same_patients_with_their_own_models(config, tmp_path):
     runner, observer = FakeRunner(), Silent()
-    result = plan(config).run(runner, tmp_path / "out", observer)
+    result = run(plan(config), runner, tmp_path / "out", observer)
     assert [sites for _, sites in runner.runs] == [
         ["pooled"],
         ["north"],
@@ -131,7 +145,7 @@ def test_folds_test_each_patient_once_in_every_arm(config, tmp_path):
             for site in trial.sites:
                 train = set(site.part(TRAIN).patient_ids)
                 assert not train & set(site.part(TEST).patient_ids)
-    result = plan(config, folds=4).run(FakeRunner(), tmp_path / "out", Silent())
+    result = run(plan(config, folds=4), FakeRunner(), tmp_path / "out")
     assert result["n_patients"] == 120
     assert all(arm["auroc"]["dead"]["mean"] > 0.9 for arm in result["arms"])
 
@@ -144,17 +158,26 @@ def test_seeds_count_up_from_the_configs_own(config):
 def test_a_finished_run_is_not_run_again(config, tmp_path):
     out = tmp_path / "out"
     interrupted = FakeRunner(fail_at=2)
-    with pytest.raises(FederationError, match=r"arm 1 \(local\), run local-south.*quorum is lost"):
-        plan(config).run(interrupted, out, Silent())
+    with pytest.raises(FederationError, match=r"arm \(local\), run local-south.*quorum is lost"):
+        run(plan(config), interrupted, out)
     assert not (out / "compare.json").exists()
     resumed = FakeRunner()
-    result = plan(config).run(resumed, out, Silent())
+    result = run(plan(config), resumed, out)
     assert [sites for _, sites in resumed.runs] == [["south"], ["north", "south"]]
-    whole = plan(config).run(FakeRunner(), tmp_path / "whole", Silent())
+    whole = run(plan(config), FakeRunner(), tmp_path / "whole")
     assert result == whole
     more = FakeRunner()
-    plan(config, seeds=2, regimes=["federated", "local"]).run(more, out, Silent())
+    run(plan(config, seeds=2, regimes=["federated", "local"]), more, out)
     assert len(more.runs) == 3  # the second seed only
+
+
+def test_a_run_that_only_lacks_its_scores_is_scored(config, tmp_path):
+    result = run(plan(config, regimes=["pooled"]), FakeRunner(), tmp_path)
+    (logits,) = tmp_path.rglob("logits.npy")
+    logits.unlink()
+    runner = FakeRunner()
+    assert run(plan(config, regimes=["pooled"]), runner, tmp_path) == result
+    assert runner.runs == []
 
 
 def test_changed_data_or_settings_run_again(config, tmp_path):
@@ -175,7 +198,7 @@ def test_arms_share_the_runs_that_are_the_same(config, tmp_path):
     )
     assert len(comparison.distinct_trials) == 3
     runner = FakeRunner()
-    result = comparison.run(runner, tmp_path / "out", Silent())
+    result = run(comparison, runner, tmp_path / "out")
     assert len(runner.runs) == 3
     assert result["arms"][0]["auroc"] == result["arms"][2]["auroc"]
 
@@ -191,7 +214,7 @@ def test_sites_without_test_patients_are_refused(tmp_path):
 def test_only_an_own_or_empty_folder_is_taken(tmp_path):
     check_folder(tmp_path / "new")
     check_folder(tmp_path)
-    for name in ("runs", "state"):
+    for name in ("runs", "cache"):
         (tmp_path / name).mkdir()
     (tmp_path / "compare.json").write_text("{}")
     check_folder(tmp_path)

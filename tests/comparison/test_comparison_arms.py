@@ -61,6 +61,16 @@ def test_a_plus_inside_a_number_or_a_name_is_no_list(config):
     assert encoders[0].config.model.text.encoder == "a+b"
 
 
+def test_a_key_that_takes_anything_takes_the_value_as_it_stands(config):
+    arms = plan_arms(
+        config,
+        overrides=["strategy.name=fedprox"],
+        regimes=["federated"],
+        vary=["strategy.proximal_mu=0.1,1"],
+    )
+    assert [arm.config.strategy.settings["proximal_mu"] for arm in arms] == [0.1, 1]
+
+
 def test_values_may_need_one_another(config):
     arms = plan_arms(
         config,

@@ -19,10 +19,12 @@ from medfusion.models.blocks.tokens import StateToken
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups"), [(1, 1), (24, 8), (29, 1), (32, 32), (96, 32), (100, 4)]
+    ("channels", "groups"), [(1, 1), (8, 1), (29, 1), (32, 4), (96, 4), (256, 32), (512, 32)]
 )
 def test_group_norm_fits_any_width(channels, groups):
-    assert group_norm(channels).num_groups == groups
+    norm = group_norm(channels)
+    assert norm.num_groups == groups
+    assert norm(torch.randn(2, channels, 3, 3)).shape == (2, channels, 3, 3)
 
 
 def test_a_dense_stage_keeps_its_input_and_grows():

@@ -265,9 +265,9 @@ def test_running_out_of_memory_halves_the_physical_batch_only(backwards: bool) -
                 FailsBackwards.failures.append(len(index))
                 raise torch.OutOfMemoryError
             return calm(index)
-        h = torch.tanh(net.norm(net.conv(x[index])))
-        h = FailsBackwards.apply(functional.avg_pool2d(h, 3).flatten(1))  # the head is done by then
-        return (net.head(torch.tanh(net.twice(torch.tanh(net.twice(h))))) * y[index]).sum(1)
+        h = functional.avg_pool2d(torch.tanh(net.norm(net.conv(x[index]))), 3).flatten(1)
+        h = FailsBackwards.apply(torch.tanh(net.twice(h)))  # between the uses of one layer
+        return (net.head(torch.tanh(net.twice(h))) * y[index]).sum(1)
 
     plan = make_plan(noise_multiplier=0.5)
     expected = gradient_of_step(net, calm, everybody(), plan=plan)

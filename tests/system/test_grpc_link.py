@@ -6,15 +6,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loopback import listening_addresses, speaks_tls
 from loopback_federation import LoopbackFederation, copy_bundle
 
+from client.node.service import NodeService, start_service
 from client.node.simulated import simulated_secret
 from medfusion.data.site_data import load_site_data
 
 _LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, bare and in IPv6
+_CALL = """
+import sys
+import client.app
+from flwr.app import Context, RecordDict
+client.app.over_socket(Context(1, 1, {"node-socket": sys.argv[1]}, RecordDict(), {}))(
+    "train", RecordDict()
+)
+print(client.app.__file__, *sys.modules)
+"""
 _HEAVY = {"medfusion", "opacus", "pandas", "torch", "transformers"}
 
 
@@ -48,10 +59,15 @@ def test_deployment_gives_the_simulated_model_to_every_hospital(
 
 def test_the_bundled_relay_stays_light(tmp_path: Path) -> None:
     bundle = copy_bundle(tmp_path / "bundle")
-    script = "import client.app, sys; print(client.app.__file__, *sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], cwd=bundle, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    file, *modules = run.stdout.split()
+    path = tmp_path / "node.sock"
+    server = start_service(NodeService(lambda kind, content: content), path)
+    try:
+        command = [sys.executable, "-c", _CALL, str(path)]
+        call = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=60)
+    finally:
+        server.stop(0).wait()
+    assert call.returncode == 0, call.stderr
+    file, *modules = call.stdout.split()
     assert Path(file) == bundle / "client" / "app.py"
     assert not _HEAVY & set(modules)
 
@@ -62,8 +78,12 @@ def _check_models(
     model = _sha256(deployed / "model")
     # The Nodes compute with the threads of the simulation's workers, so bit for bit.
     assert model == _sha256(simulated / "model")
-    first, last = (_sha256(deployed / f"checkpoint/round-00000{number}") for number in (1, 2))
-    assert first != last == model  # the second round went on from the first
+    ours, theirs = (_rounds(folder) for folder in (deployed, simulated))
+    assert [line["round"] for line in ours] == [1, 2]
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["update_norm"] == other["update_norm"] > 0
+        assert line["metrics"] == other["metrics"]
+        assert [site["status"] for site in line["sites"].values()] == ["ok"] * 3
     card = json.loads((deployed / "model" / "model.json").read_text())
     assert not card["privacy"]["simulated"]
     for site in federation.sites:
@@ -111,6 +131,10 @@ def _check_end(federation: LoopbackFederation) -> None:
     for site in federation.sites:
         assert codes[f"node-{site.name}"] == 0
         assert not federation.socket(site.name).exists()
+
+
+def _rounds(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
 def _sha256(folder: Path) -> str:

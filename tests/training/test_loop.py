@@ -245,10 +245,14 @@ def test_bfloat16_is_for_passes_only(plan: DpPlan | None) -> None:
 def test_running_out_of_memory_repeats_the_batch_in_smaller_pieces() -> None:
     class Greedy(Net):
         def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+            hook = self.hidden.register_forward_hook(self.watch)
             out = super().forward(inputs)
-            if len(out) > 3:
-                out.register_hook(self.fail)
+            hook.remove()
             return out
+
+        def watch(self, module: nn.Module, args: Any, out: Tensor) -> None:
+            if len(out) > 3:
+                out.register_hook(self.fail)  # by then the head has its gradient
 
         def fail(self, gradient: Tensor) -> None:
             raise torch.OutOfMemoryError

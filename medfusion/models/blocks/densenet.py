@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of at most 32 groups, for any number of channels."""
-    return nn.GroupNorm(gcd(32, channels // 4) if channels % 4 == 0 else 1, channels)
+    """GroupNorm for any number of channels: at most 32 groups, of at least 8 channels.
+
+    Groups of one channel would erase a map's mean, and on the few pixels of the last stage they
+    divide by almost nothing: bfloat16 gradients were then wrong by half.
+    """
+    groups = gcd(32, channels // 8) if channels % 8 == 0 else 1
+    return nn.GroupNorm(groups, channels)
 
 
 class DenseLayer(nn.Module):
