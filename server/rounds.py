@@ -260,7 +260,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "privacy": config.privacy,
         "report_loss": config.strategy.name == "qfedavg",
     }
-    draft = RunSettings(run_id="", **parts)
+    draft = RunSettings(run_id=config.run.name, **parts)
     content = draft.model_dump_json() + json.dumps(config.strategy.model_dump(), sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return draft.model_copy(update={"run_id": f"{config.run.name}-{digest}"})

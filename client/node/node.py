@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from flwr.app import RecordDict
 
-from client.node.policy import check_settings
+from client.node.policy import Releases, check_settings
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
@@ -43,6 +43,8 @@ class Node:
         self._state = state
         self._secret = secret
         self._trainer: Trainer | None = None
+        # Outlives the trainer: going back and forth between two runs renews no limit.
+        self._releases: dict[str, Releases] = {}
         self._serve: dict[str, Callable[[Received], RecordDict]] = {
             "describe": self._describe,
             "select": lambda request: self._run(request).select(),
@@ -85,7 +87,11 @@ class Node:
         settings = _settings(request)
         if self._trainer is None or self._trainer.settings != settings:
             check_settings(settings, self._data.task, self._data.config.policy)
-            self._trainer = Trainer(self._data, settings, self._state.cache, self._secret)
+            releases = self._releases.setdefault(
+                settings.model_dump_json(),
+                Releases(rounds=settings.rounds, evaluations=settings.evaluations),
+            )
+            self._trainer = Trainer(self._data, settings, self._state.cache, self._secret, releases)
         return self._trainer
 
     def _deliver(self, request: Received) -> RecordDict:

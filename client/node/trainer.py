@@ -51,7 +51,14 @@ from medfusion.transport.requests import (
 class Trainer:
     """Keeps model and tensors of one run warm; every random draw comes from a named stream."""
 
-    def __init__(self, data: SiteData, settings: RunSettings, cache: Path, secret: bytes) -> None:
+    def __init__(
+        self,
+        data: SiteData,
+        settings: RunSettings,
+        cache: Path,
+        secret: bytes,
+        releases: Releases,
+    ) -> None:
         self.settings = settings
         self._data = data
         self._secret = secret
@@ -67,7 +74,7 @@ class Trainer:
             patients_public=data.patients_public,
             delta=data.config.policy.delta,
         )
-        self._releases = Releases(rounds=settings.rounds, evaluations=settings.evaluations)
+        self._releases = releases
         self._train_studies = data.part(TRAIN)
         self._test_studies = _one_per_patient(data.part(TEST))
         self._data_sha256 = _studies_sha256(data.studies)

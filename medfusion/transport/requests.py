@@ -49,7 +49,7 @@ _HISTOGRAMS = "histograms"
 class RunSettings(Options):
     """What a run asks of every site; the same in each of its requests."""
 
-    run_id: str
+    run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: int
     rounds: int = Field(ge=1)
     evaluations: int = Field(ge=1)

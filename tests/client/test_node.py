@@ -127,6 +127,14 @@ def test_a_second_release_of_a_round_is_refused(cohort, tmp_path):
     assert "pays for 2 releases" in str(read_error(asker.ask("train", round=3)))
 
 
+def test_going_back_and_forth_between_runs_renews_no_limit(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path)
+    changed = asker.ask("train").array_records[ARRAYS]
+    other = asker.settings.model_copy(update={"seed": 5})
+    assert read_error(asker.ask("train", settings=other)) is None
+    assert "released already" in str(read_error(asker.ask("train", arrays=changed)))
+
+
 def test_releases_are_counted_by_kind():
     releases = Releases(rounds=1, evaluations=2)
     releases.admit("train", 1, "a")

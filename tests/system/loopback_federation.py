@@ -138,10 +138,7 @@ class LoopbackFederation:
 def copy_bundle(target: Path) -> Path:
     """Copy what makes the Flower app; `flwr run` looks through the whole folder it is given."""
     target.mkdir()
-    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    if "[tool.flwr.app.config]" not in project:  # `--run-config` sets known keys only
-        project += '\n[tool.flwr.app.config]\nconfig = ""\nout = ""\n'
-    (target / "pyproject.toml").write_text(project, encoding="utf-8")
+    shutil.copy(REPOSITORY / "pyproject.toml", target)
     shutil.copytree(
         REPOSITORY / "server", target / "server", ignore=shutil.ignore_patterns("__pycache__")
     )
