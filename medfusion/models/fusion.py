@@ -31,9 +31,10 @@ def drop_modalities(
         return inputs
     names = list(present)
     has = torch.stack([present[name] for name in names], dim=1)
-    draws = torch.rand(2, *has.shape, generator=generator).to(has.device)
-    stays = has & (draws[0] >= rate)
-    spared = torch.where(has, draws[1], -1.0).argmax(dim=1, keepdim=True)
+    # Study by study, so that a batch cut into pieces draws the same.
+    draws = torch.rand(len(has), 2, len(names), generator=generator).to(has.device)
+    stays = has & (draws[:, 0] >= rate)
+    spared = torch.where(has, draws[:, 1], -1.0).argmax(dim=1, keepdim=True)
     lost_all = ~stays.any(dim=1, keepdim=True)
     stays = stays | (lost_all & torch.zeros_like(stays).scatter(1, spared, True))
     changed = dict(inputs)
