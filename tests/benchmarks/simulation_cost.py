@@ -69,6 +69,7 @@ print("job", time.perf_counter() - start)
 BARE = f"""
 import sys, time
 import torch
+import torch._dynamo  # the first optimiser step imports it; a part of the imports here too
 torch.set_num_threads(1)
 start = time.perf_counter()
 sizes, width = {SIZES}, {FEATURES} * 4

@@ -37,6 +37,15 @@ def test_every_trial_is_done_once_on_its_share_of_the_cores(tmp_path):
     assert os.sched_getaffinity(0) == cores
 
 
+def test_no_more_run_at_once_than_asked_for(tmp_path):
+    def work(trial: Trial) -> None:
+        (tmp_path / "busy").touch(exist_ok=False)
+        time.sleep(0.05)
+        (tmp_path / "busy").unlink()
+
+    assert len(list(side_by_side(trials(4), work, at_once=1))) == 4
+
+
 def test_the_first_error_ends_the_others(tmp_path):
     def work(trial: Trial) -> None:
         if trial.name == "t1":
