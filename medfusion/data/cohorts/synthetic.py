@@ -76,7 +76,10 @@ def write_cohort(
             oracle += truth
             summaries.append(write_site(folder, place.name, **site_sections(place)))
         _write_oracle(folder, oracle, seed)
-        write_config(folder, task=task, sites=sites, rounds=10, batch_size=64)
+        batch = min(256, max(16, patients // 6))  # large batches are what privacy asks for
+        write_config(
+            folder, task=task, sites=sites, rounds=10, batch_size=batch, learning_rate=3e-3
+        )
     return summaries
 
 

@@ -80,7 +80,9 @@ def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:
     return Task.load(folder / "task.toml")
 
 
-def write_config(folder: Path, *, task: Task, sites: int, rounds: int, batch_size: int) -> None:
+def write_config(
+    folder: Path, *, task: Task, sites: int, rounds: int, batch_size: int, learning_rate: float
+) -> None:
     """Write a ``config.toml`` that runs as it is, under privacy."""
     config = {
         "schema": 1,
@@ -88,7 +90,7 @@ def write_config(folder: Path, *, task: Task, sites: int, rounds: int, batch_siz
         "simulation": {"sites": "sites/*"},
         "model": {"name": "medfusion_net", "size": "tiny", "modalities": list(task.modalities)},
         "selection": {"method": "federated", "top_n": 8},
-        "training": {"local_epochs": 1, "batch_size": batch_size, "learning_rate": 1e-3},
+        "training": {"local_epochs": 1, "batch_size": batch_size, "learning_rate": learning_rate},
         "privacy": {
             "enabled": True,
             "target_epsilon": 8.0,
@@ -131,7 +133,7 @@ def write_site(
         "files": dict(files or {}),
         "columns": dict(columns or {}),
         "policy": {"max_epsilon": 8.0, "delta": 1e-5, "min_patients": 10, "approve": "always"},
-        "compute": {"device": "auto", "physical_batch": 32, "precision": "auto"},
+        "compute": {"device": "auto", "physical_batch": 64, "precision": "auto"},
     }
     write_text(folder / "site.toml", to_toml(sections))
     site = open_site(folder)
