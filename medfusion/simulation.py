@@ -29,13 +29,13 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from medfusion.errors import FederationError
+from medfusion.workers import end_with_parent, has_gpu
 
 NodeFactory = Callable[[], ClientApp]
 """Opens a site and returns its Flower app; called once, in the worker that serves the site."""
 
 _RUN_ID, _SERVER_NODE, _TASK = 1, 1, 1
 _POLL_SECONDS = 0.05
-_ORPHAN_SECONDS = 1.0
 
 
 class InProcessGrid(Grid):
@@ -167,7 +167,7 @@ class _Worker:
         # Forked workers share the loaded libraries and start in milliseconds; CUDA forbids it.
         context: SpawnContext | ForkContext = (
             multiprocessing.get_context("spawn")
-            if _has_gpu()
+            if has_gpu()
             else multiprocessing.get_context("fork")
         )
         self.connection, theirs = context.Pipe()
@@ -182,6 +182,7 @@ class _Worker:
         self._sender.put(data)
 
     def stop(self) -> None:
+        self._sender.stop()
         self._process.terminate()
         self._process.join()
         self.connection.close()
@@ -191,24 +192,22 @@ class _Sender:
     """Writes to a pipe from a thread of its own, so that a full pipe does not stop the grid."""
 
     def __init__(self, connection: Connection) -> None:
-        self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._connection = connection
         threading.Thread(target=self._run, daemon=True).start()
 
     def put(self, data: bytes) -> None:
         self._queue.put(data)
 
+    def stop(self) -> None:
+        self._queue.put(None)
+
     def _run(self) -> None:
-        while True:
+        while (data := self._queue.get()) is not None:
             try:
-                self._connection.send_bytes(self._queue.get())
+                self._connection.send_bytes(data)
             except OSError:
                 return
-
-
-def _has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU, without starting CUDA in this process."""
-    return Path("/dev/nvidiactl").exists()
 
 
 def _serve(
@@ -216,7 +215,7 @@ def _serve(
 ) -> None:
     """Open the sites and answer messages until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent(parent)
     torch.set_num_threads(threads)
     TaskIdentity.run_id, TaskIdentity.task_id = _RUN_ID, _TASK
     apps = {node: factory() for node, factory in factories.items()}
@@ -233,13 +232,6 @@ def _serve(
         TaskIdentity.node_id = node
         reply = apps[node](message, contexts[node])
         connection.send_bytes(message_to_proto(reply).SerializeToString())
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone (it may have been killed)."""
-    while os.getppid() == parent:
-        time.sleep(_ORPHAN_SECONDS)
-    os._exit(1)
 
 
 def run_in_process(

@@ -101,6 +101,9 @@ class Node:
             raise FederationError("deliver: expected a model and its description")
         trainer = self._run(request)
         trainer.check_state(from_record(arrays))
+        if settings.selection.method == "local":  # the model reads this site's own features
+            own = trainer.own_selection()
+            card = card | {"selection": own.to_json() if own else None}
         save_model(self._state.model_folder(settings.run_id), from_record(arrays), card)
         return reply_with({"delivered": True})
 

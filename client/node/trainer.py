@@ -78,6 +78,7 @@ class Trainer:
         self._train_studies = data.part(TRAIN)
         self._test_studies = _one_per_patient(data.part(TEST))
         self._data_sha256 = _studies_sha256(data.studies)
+        self._own_selection: Selection | None = None
         self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
         if not len(self._train_studies):
             raise DataError(f"site {data.name!r}: no training patients after the split")
@@ -187,21 +188,25 @@ class Trainer:
             self._tensors = (selection, train, test)
         return self._tensors[1], self._tensors[2], selection
 
+    def own_selection(self) -> Selection | None:
+        """Return what this site selects by itself, from its (noised) histograms."""
+        if "tabular" not in self._modalities:
+            return None
+        if self._own_selection is None:
+            multiplier = (self._plan.selection_noise or 0.0) if self._plan else 0.0
+            self._own_selection = select_features(
+                self._histograms(),
+                self._data.task,
+                self.settings.selection.top_n,
+                noise=selection_sensitivity(self._data.task) * multiplier,
+            )
+        return self._own_selection
+
     def _selection(self, request: Received) -> Selection | None:
         method, task = self.settings.selection.method, self._data.task
         if method == "federated" and request.request.selection is not None:
             return Selection.from_json(request.request.selection, task)
-        if method == "local" and "tabular" in self._modalities:
-            if self._tensors is not None:
-                return self._tensors[0]
-            multiplier = (self._plan.selection_noise or 0.0) if self._plan else 0.0
-            return select_features(
-                self._histograms(),
-                task,
-                self.settings.selection.top_n,
-                noise=selection_sensitivity(task) * multiplier,
-            )
-        return None
+        return self.own_selection() if method == "local" else None
 
     def _mask(self, selection: Selection | None) -> list[int]:
         """Which model-input columns this site selected, as 0 and 1."""

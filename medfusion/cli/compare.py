@@ -135,6 +135,10 @@ def _run(
         _link_cache(out / "state" / site.name / "cache", cache / site.name)
     with (out / "log.txt").open("a", encoding="utf-8") as log, redirect_stderr(log):
         run_federation(config, sites, config_path=config_path, out=out)
+    if config.selection.method == "local":  # each site's model reads the features that it chose
+        for site in sites:
+            delivered = next((out / "state" / site.name / "models").iterdir())
+            shutil.copytree(delivered, out / "delivered" / site.name, dirs_exist_ok=True)
     # There may be hundreds of runs: keep no state, finished checkpoint, or report of megabytes.
     (out / "report.html").unlink(missing_ok=True)
     shutil.rmtree(out / "checkpoint", ignore_errors=True)

@@ -14,6 +14,8 @@ for _name in (
 ):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# OpenMP threads that spin while they wait stall one another where cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _cli = typer.Typer(
     no_args_is_help=True,

@@ -8,8 +8,6 @@ also keeps what a run starts (threads above all) out of the way of the next one'
 import multiprocessing
 import os
 import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +16,7 @@ from multiprocessing.context import ForkProcess
 
 from medfusion.comparison.trials import Trial
 from medfusion.errors import FederationError, MedFusionError
-
-_ORPHAN_SECONDS = 1.0
+from medfusion.workers import end_with_parent
 
 Outcome = MedFusionError | None
 
@@ -101,7 +98,7 @@ def _serve(
     parent: int,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent(parent)
     os.sched_setaffinity(0, cores)
     outcome: Outcome = None
     try:
@@ -112,10 +109,3 @@ def _serve(
         traceback.print_exc()
         outcome = FederationError(f"run {trial.name}: failed unexpectedly, see above")
     connection.send(outcome)
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone (it may have been killed)."""
-    while os.getppid() == parent:
-        time.sleep(_ORPHAN_SECONDS)
-    os._exit(1)

@@ -131,7 +131,7 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
             path.write_text(config_text(trial.config), encoding="utf-8")
             cache = out / "cache"
             runner(trial.config, trial.sites, config_path=path, out=folder, cache=cache)
-        logits = _score(trial, folder / "model", out / "cache")
+        logits = _score(trial, folder, out / "cache")
     except MedFusionError as error:
         raise type(error)(f"arm ({trial.arm}), run {trial.name}: {error}") from error
     partial = folder / f".{_SCORES}.partial"
@@ -146,10 +146,14 @@ def scores_of(trial: Trial, *, out: Path) -> NDArray[np.float32]:
     return logits
 
 
-def _score(trial: Trial, model: Path, cache: Path) -> NDArray[np.float32]:
-    saved = load_model(model)
-    parts = [score_part(saved, site, TEST, cache=cache / site.name) for site in trial.sites]
-    return np.concatenate([part.logits for part in parts])
+def _score(trial: Trial, folder: Path, cache: Path) -> NDArray[np.float32]:
+    """Score each site's test studies with the model delivered to it, else the run's."""
+    parts = []
+    for site in trial.sites:
+        delivered = folder / "delivered" / site.name
+        saved = load_model(delivered if delivered.is_dir() else folder / "model")
+        parts.append(score_part(saved, site, TEST, cache=cache / site.name).logits)
+    return np.concatenate(parts)
 
 
 def _content_sha256(site: SiteData) -> str:

@@ -217,6 +217,26 @@ def test_the_secret_is_made_once_and_private(tmp_path):
     assert (tmp_path / "state" / "secret").stat().st_mode & 0o777 == 0o600
 
 
+def test_under_local_selection_the_delivered_model_reads_what_the_site_chose(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, "selection.method=local", "selection.top_n=1")
+    mask = read_reply(asker.ask("train"))["selected"]
+    card = {
+        "schema": 1,
+        "task": asker.data.task.to_json(),
+        "model": {"name": "logistic"},
+        "seed": 0,
+        "selection_method": "local",
+        "top_n": 1,
+        "selection": None,
+    }
+    assert read_error(asker.ask("deliver", card=card)) is None
+    saved = load_model(asker.state.model_folder(asker.settings.run_id))
+    assert saved.selection is not None
+    columns = asker.data.task.columns
+    chosen = {c.feature for c, is_chosen in zip(columns, mask, strict=True) if is_chosen}
+    assert set(saved.selection.features) == chosen
+
+
 def test_local_selection_reports_its_mask(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, "selection.method=local", "selection.top_n=1")
     mask = read_reply(asker.ask("train"))["selected"]
