@@ -61,6 +61,9 @@ def run_federation(
 
     Their state folders are ``out/state/NAME``, or the sites' own.
     """
+    quorum = config.server.min_sites
+    if len(sites) < quorum:
+        raise ConfigError(f"server.min_sites = {quorum}: found only {len(sites)} sites")
     settings = run_settings(config, sites[0].task)
     for site in sites:  # plans are kept by the process, and workers inherit them
         run_plan(

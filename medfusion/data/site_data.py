@@ -69,7 +69,8 @@ def require_positives(site: SiteData) -> None:
 def pool(sites: Sequence[SiteData], *, name: str, state: Path) -> SiteData:
     """Put several sites' studies into one, keeping each patient in its part of the split.
 
-    Patients of different sites stay different patients, whatever their identifiers.
+    Patients of different sites stay different patients, whatever their identifiers. The
+    strictest policy holds for all.
 
     Raises
     ------
@@ -88,8 +89,17 @@ def pool(sites: Sequence[SiteData], *, name: str, state: Path) -> SiteData:
         notes=tuple(note for s in sites for note in s.studies.notes),
         split_column=None,
     )
+    policies = [site.config.policy for site in sites]
+    strictest = policies[0].model_copy(
+        update={
+            "max_epsilon": min(policy.max_epsilon for policy in policies),
+            "delta": min(policy.delta for policy in policies),
+            "min_patients": max(policy.min_patients for policy in policies),
+        }
+    )
     return replace(
         sites[0],
+        config=sites[0].config.model_copy(update={"policy": strictest}),
         name=name,
         state=state,
         patients_public=sum(site.patients_public for site in sites),
