@@ -48,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         for name, plan in plans.items():
             for warning in plan.warnings:
                 progress.warn(f"site {name}: {warning}")
-        loop = RoundLoop(grid, config, task, strategy, plans, store, progress)
+        loop = RoundLoop(grid, config, task, strategy, plans, store, progress, simulated=simulated)
         outcome = loop.run(roster)
         card = model_card(config, task, outcome, plans, simulated=simulated)
         loop.deliver(outcome, card, roster)

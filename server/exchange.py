@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from medfusion.errors import FederationError, MedFusionError
+from medfusion.errors import ConfigError, DataError, FederationError, MedFusionError
 from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
 
 # Between two looks for replies: a fiftieth of the time waited so far, within these seconds.
@@ -24,8 +24,14 @@ class Replies:
     bytes_down: int = 0
     bytes_up: int = 0
 
-    def require(self, quorum: int) -> None:
-        """Raise the first failure's error if fewer than ``quorum`` sites answered well."""
+    def require(self, quorum: int, *, sound_data: bool = False) -> None:
+        """Raise the first failure's error if fewer than ``quorum`` sites answered well.
+
+        With ``sound_data``, wrong data at one site stop the run whatever the quorum.
+        """
+        for name, error in self.failed.items():
+            if sound_data and isinstance(error, (ConfigError, DataError)):
+                raise type(error)(f"site {name!r}: {error}")
         if len(self.good) >= quorum:
             return
         for name, error in self.failed.items():

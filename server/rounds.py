@@ -78,6 +78,8 @@ class RoundLoop:
         plans: Mapping[str, DpPlan],
         store: CheckpointStore,
         progress: RunProgress,
+        *,
+        simulated: bool,
     ) -> None:
         self._grid = grid
         self._config = config
@@ -86,6 +88,7 @@ class RoundLoop:
         self._plans = plans
         self._store = store
         self._show = progress
+        self._simulated = simulated  # then all data are the researcher's, to be mended at once
         self._settings = run_settings(config, task)
 
     def run(self, roster: Roster) -> Outcome:
@@ -121,7 +124,7 @@ class RoundLoop:
         request = self._request(outcome.selection, card=card)
         messages = broadcast("deliver", request_content(request, outcome.arrays), roster.nodes)
         replies = self._exchange(messages, roster, number=self._config.run.rounds)
-        replies.require(self._config.server.min_sites)
+        replies.require(self._config.server.min_sites, sound_data=self._simulated)
 
     def _select(self, roster: Roster) -> Selection | None:
         """Sum the sites' histograms and choose features from the sum."""
@@ -134,7 +137,7 @@ class RoundLoop:
         replies = self._exchange(
             broadcast("select", request_content(self._request(None)), roster.nodes), roster
         )
-        replies.require(self._config.server.min_sites)
+        replies.require(self._config.server.min_sites, sound_data=self._simulated)
         total = sum(read_histograms(reply.content) for reply in replies.good.values())
         assert not isinstance(total, int)
         multipliers = [
@@ -193,7 +196,7 @@ class RoundLoop:
             number, arrays, request_config(self._request(selection)), self._grid
         )
         replies = self._exchange(list(messages), roster, number=number)
-        replies.require(self._config.server.min_sites)
+        replies.require(self._config.server.min_sites, sound_data=self._simulated)
         return replies
 
     def _evaluate(
@@ -204,7 +207,7 @@ class RoundLoop:
             number, arrays, request_config(self._request(state.selection)), self._grid
         )
         replies = self._exchange(list(messages), roster, number=number)
-        replies.require(self._config.server.min_sites)
+        replies.require(self._config.server.min_sites, sound_data=self._simulated)
         self._strategy.aggregate_evaluate(number, list(replies.good.values()))
         state.histograms = {
             name: read_histograms(reply.content) for name, reply in replies.good.items()

@@ -38,9 +38,10 @@ def simulate(
         config = _demo_cohort(out)
     loaded = load_config(config, overrides)
     folder = out or _next_folder(loaded.run.name)
+    finished = (folder / "summary.json").exists()
+    sites = [] if finished else load_sites(loaded)
     resolved = _claim(folder, loaded)
-    if not (folder / "summary.json").exists():
-        sites = load_sites(loaded)
+    if not finished:
         typer.echo(f"run folder: {folder} (the same command with --out {folder} resumes it)")
         run_federation(
             loaded,
@@ -74,6 +75,8 @@ def _next_folder(name: str) -> Path:
 def _claim(folder: Path, config: "RunConfig") -> Path:
     """Write the resolved config into the run folder, or check that it holds the same one.
 
+    A run that never finished a round has nothing to lose: its settings may be replaced.
+
     Raises
     ------
     ConfigError, UsageError
@@ -83,14 +86,16 @@ def _claim(folder: Path, config: "RunConfig") -> Path:
     from medfusion.errors import ConfigError, UsageError
 
     path = folder / "config.toml"
-    if path.exists():
+    started = (folder / "checkpoint").exists() or (folder / "summary.json").exists()
+    if path.exists() and started:
         if load_config(path) != config:
             raise ConfigError(
                 f"{folder}: holds a run with other settings; repeat its settings to resume it, "
                 "or choose another --out"
             )
         return path
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_run = path.exists() or not folder.exists()
+    if not is_run and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not a run folder; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".config.toml.partial"

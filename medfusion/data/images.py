@@ -94,7 +94,7 @@ class ImageCache:
             unreadable = self._add(digests, pool, on_decode)
         if unreadable:
             bad = [i for i, path in enumerate(paths) if path and digests[path] in unreadable]
-            raise DataError(_describe_unreadable(bad, table_rows))
+            raise DataError(_describe_unreadable(bad, table_rows, self._spec.column))
         return np.array(
             [-1 if path is None else self._rows[digests[path]] for path in paths],
             dtype=np.int64,
@@ -206,14 +206,15 @@ def _digest(path: Path) -> str:
 
 
 def _describe_unreadable(
-    bad: Sequence[int], table_rows: Sequence[int] | NDArray[np.int64] | None
+    bad: Sequence[int], table_rows: Sequence[int] | NDArray[np.int64] | None, column: str
 ) -> str:
     where = "`medfusion site check` names the rows"
     if table_rows is not None:
         where = rows_text(table_rows[i] for i in bad)
     return (
-        f"{plural(len(bad), 'image')} ({where}): expected readable PNG or JPEG files, found "
-        "truncated or damaged ones; export them again or blank the cells"
+        f"table of studies, column {column!r}: {plural(len(bad), 'image')} ({where}): expected "
+        "readable PNG or JPEG files, found truncated or damaged ones; export them again or blank "
+        "the cells"
     )
 
 
