@@ -3,6 +3,7 @@
 Legend: N studies, L labels.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def check_same_task(task: Task, site: SiteData) -> None:
     if site.task.sha256 == task.sha256:
         return
     ours, theirs = task.to_json(), site.task.to_json()
-    differing = ", ".join(f"[{key}]" for key in ours if ours[key] != theirs[key])
+    differing = ", ".join(
+        f"[{key}]" for key in ours if json.dumps(ours[key]) != json.dumps(theirs[key])
+    )
     raise DataError(
         f"site {site.name!r}: its task differs from the model's in {differing} (hash "
         f"{site.task.sha256[:12]}, expected {task.sha256[:12]}): give the site the task.toml "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from medfusion.errors import ConfigError, DataError, FederationError, MedFusionError
@@ -12,6 +13,16 @@ from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
 
 # Between two looks for replies: a fiftieth of the time waited so far, within these seconds.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
+
+_GONE = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+
+
+class NoReplyError(FederationError):
+    """A site has not answered: it took too long, or is no longer connected."""
 
 
 @dataclass
@@ -34,7 +45,7 @@ class Replies:
                 raise type(error)(f"site {name!r}: {error}")
         if len(self.good) >= quorum:
             return
-        for name, error in self.failed.items():
+        for name, error in self.failed.items():  # its first one tells the cause
             raise type(error)(
                 f"{len(self.good)} of {len(self.good) + len(self.failed)} sites answered, "
                 f"expected at least {quorum}; site {name!r}: {error}"
@@ -52,7 +63,8 @@ class Replies:
         }
 
 
-OnReply = Callable[[str, float, str | None], None]
+OnReply = Callable[[str, float, MedFusionError | None], None]
+Check = Callable[[str, Message], None]
 
 
 def broadcast(kind: RequestKind, content: RecordDict, nodes: Iterable[int]) -> list[Message]:
@@ -66,11 +78,22 @@ def exchange(
     names: Mapping[int, str],
     *,
     timeout: float,
-    on_reply: OnReply = lambda name, seconds, failed: None,
+    check: Check = lambda name, reply: None,
+    on_reply: OnReply = lambda name, seconds, error: None,
 ) -> Replies:
     """Send messages and wait for their replies, at most ``timeout`` seconds.
 
-    A site that does not answer in time, or answers with an error, is among the failed ones.
+    A site that does not answer in time, answers with an error or with what ``check`` refuses
+    is among the failed ones.
+
+    Parameters
+    ----------
+    names
+        The sites' names by node id.
+    check
+        Raises on a reply (of the site named) that is not to be used.
+    on_reply
+        Is told of each site's name, seconds and error; what it raises ends the exchange.
     """
     start = time.monotonic()
     replies = Replies(bytes_down=sum(content_bytes(message.content) for message in messages))
@@ -86,41 +109,58 @@ def exchange(
         for reply in arrived:
             name = pending.pop(reply.metadata.reply_to_message_id)
             seconds = time.monotonic() - start
-            error = _error_of(reply)
+            if not reply.has_error():
+                replies.bytes_up += content_bytes(reply.content)
+            error = _error_of(name, reply, check)
             if error is None:
                 good[name] = reply
-                replies.bytes_up += content_bytes(reply.content)
             else:
                 replies.failed[name] = error
             replies.seconds[name] = seconds
-            on_reply(name, seconds, None if error is None else str(error))
+            on_reply(name, seconds, error)
         now = time.monotonic()
         pause = min(max((now - start) / 50, _SHORTEST_PAUSE), _LONGEST_PAUSE)
         if not arrived and now - looked < pause:  # a grid may have waited for us
             time.sleep(pause - (now - looked))
     for name in pending.values():
-        replies.failed[name] = FederationError(f"no reply within {timeout:.0f} s")
+        silent = NoReplyError(f"no reply within {timeout:.0f} s")
+        replies.failed[name] = silent
         replies.seconds[name] = timeout
-        on_reply(name, timeout, "no reply in time")
+        on_reply(name, timeout, silent)
     replies.good = {name: good[name] for name in sorted(good)}
     replies.failed = {name: replies.failed[name] for name in sorted(replies.failed)}
     return replies
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Bytes of arrays and settings in a message, without the envelope."""
+    """Bytes of arrays, settings and metrics in a message, without the envelope."""
     arrays = sum(
         len(array.data) for record in content.array_records.values() for array in record.values()
     )
-    settings = sum(
-        len(value) if isinstance(value, (str, bytes)) else 8
-        for record in content.config_records.values()
-        for value in record.values()
-    )
-    return arrays + settings
+    records = (*content.config_records.values(), *content.metric_records.values())
+    return arrays + sum(_value_bytes(value) for record in records for value in record.values())
 
 
-def _error_of(reply: Message) -> MedFusionError | None:
+def _value_bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(_value_bytes(item) for item in value)
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, bytes) else 8
+
+
+def _error_of(name: str, reply: Message, check: Check) -> MedFusionError | None:
+    """Return what is wrong with a reply; whatever a reply holds, it raises nothing."""
     if reply.has_error():
-        return FederationError(f"the relay failed ({reply.error.reason or reply.error.code})")
-    return read_error(reply.content)
+        cause = reply.error.reason or reply.error.code
+        kind = NoReplyError if reply.error.code in _GONE else FederationError
+        return kind(f"the relay failed ({cause})")
+    try:
+        error = read_error(reply.content)
+        if error is None:
+            check(name, reply)
+    except MedFusionError as refusal:
+        return refusal
+    except Exception as malformed:  # bytes from outside can break a reader in any way
+        return FederationError(f"its reply cannot be read ({type(malformed).__name__})")
+    return error

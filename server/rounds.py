@@ -226,8 +226,8 @@ class RoundLoop:
             messages,
             roster.names,
             timeout=self._config.server.round_timeout,
-            on_reply=lambda name, seconds, failed: self._show.site_replied(
-                name, round=number, seconds=seconds, failed=failed
+            on_reply=lambda name, seconds, error: self._show.site_replied(
+                name, round=number, seconds=seconds, failed=str(error) if error else None
             ),
         )
 

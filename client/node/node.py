@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from flwr.app import RecordDict
 
@@ -9,11 +10,12 @@ from client.node.policy import Releases, check_settings
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
-from medfusion.errors import FederationError, MedFusionError
+from medfusion.errors import DataError, FederationError, MedFusionError
 from medfusion.models.saved import save_model
 from medfusion.transport.arrays import from_record
 from medfusion.transport.requests import (
     Received,
+    Request,
     RunSettings,
     SiteDescription,
     error_reply,
@@ -36,9 +38,15 @@ class Node:
         The state folder, the only place that is written to.
     secret
         Root of the private random streams (Poisson draws and noise).
+    simulated
+        Whether site and coordinator are one researcher's: then a run may do without privacy,
+        and what is wrong with the data is told in full.
     """
 
-    def __init__(self, data: SiteData, state: NodeState, secret: bytes) -> None:
+    def __init__(
+        self, data: SiteData, state: NodeState, secret: bytes, *, simulated: bool = False
+    ) -> None:
+        self._simulated = simulated
         self._data = data
         self._state = state
         self._secret = secret
@@ -59,6 +67,12 @@ class Node:
             if kind not in self._serve:
                 raise FederationError(f"unknown request {kind!r}")
             return self._serve[kind](Received.parse(content))
+        except DataError as error:
+            if self._simulated:
+                return error_reply(error)
+            # Rows and counts are about patients, and no plan pays for them.
+            log.error("request %s: %s", kind, error)
+            return error_reply(DataError("wrong data at this site: its Node's log tells where"))
         except MedFusionError as error:
             return error_reply(error)
         except Exception as error:
@@ -86,7 +100,13 @@ class Node:
         """Return the trainer of the request's run, kept warm while the run lasts."""
         settings = _settings(request)
         if self._trainer is None or self._trainer.settings != settings:
-            check_settings(settings, self._data.task, self._data.config.policy)
+            check_settings(
+                settings,
+                self._data.task,
+                self._data.config.policy,
+                patients_public=self._data.patients_public,
+                simulated=self._simulated,
+            )
             releases = self._releases.setdefault(
                 settings.model_dump_json(),
                 Releases(rounds=settings.rounds, evaluations=settings.evaluations),
@@ -101,11 +121,28 @@ class Node:
             raise FederationError("deliver: expected a model and its description")
         trainer = self._run(request)
         trainer.check_state(from_record(arrays))
+        _check_card(card, request.request)
         if settings.selection.method == "local":  # the model reads this site's own features
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
         save_model(self._state.model_folder(settings.run_id), from_record(arrays), card)
         return reply_with({"delivered": True})
+
+
+def _check_card(card: dict[str, Any], request: Request) -> None:
+    """Refuse a description that is not of the run's model; raises `FederationError`."""
+    assert request.settings is not None
+    expected = {
+        "task_sha256": request.settings.task_sha256,
+        "model": request.settings.model.model_dump(mode="json"),
+        "seed": request.settings.seed,
+        "selection": request.selection,
+        "selection_method": request.settings.selection.method,
+        "top_n": request.settings.selection.top_n,
+    }
+    for key, value in expected.items():
+        if card.get(key) != value:
+            raise FederationError(f"deliver: the model's description differs from the run in {key}")
 
 
 def _settings(request: Received) -> RunSettings:

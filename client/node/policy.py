@@ -1,13 +1,29 @@
 """What a hospital lets a run do; every refusal names what would be allowed."""
 
+import re
+from pathlib import Path
+
 from medfusion.data.site import PolicyOptions
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, FederationError
+from medfusion.models.options import MedFusionNetOptions
 from medfusion.transport.requests import RunSettings
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
 
-def check_settings(settings: RunSettings, task: Task, policy: PolicyOptions) -> None:
-    """Refuse a run of another task, or one that asks for more epsilon than the site allows.
+
+def check_settings(
+    settings: RunSettings,
+    task: Task,
+    policy: PolicyOptions,
+    *,
+    patients_public: int,
+    simulated: bool,
+) -> None:
+    """Refuse what this hospital does not allow.
+
+    A run of another task; one that asks for more epsilon than the site grants, or for no
+    privacy at all; one about too few patients; one that names a file on this machine.
 
     Raises
     ------
@@ -19,10 +35,34 @@ def check_settings(settings: RunSettings, task: Task, policy: PolicyOptions) -> 
             f"the run is for a task with hash {settings.task_sha256[:12]}, this site holds "
             f"{task.sha256[:12]}: give all sites the same task.toml"
         )
+    if patients_public < policy.min_patients:
+        raise ConfigError(
+            f"patients_public = {patients_public}: nothing leaves about fewer than "
+            f"[policy] min_patients = {policy.min_patients}"
+        )
     asked = settings.privacy.target_epsilon
     if settings.privacy.enabled and asked > policy.max_epsilon:
         raise ConfigError(
             f"privacy.target_epsilon = {asked}: this site allows at most {policy.max_epsilon}"
+        )
+    if settings.privacy.enabled and settings.report_loss:
+        raise ConfigError("the training loss stays at the site under privacy")
+    if simulated:
+        return
+    if not settings.privacy.enabled and not policy.allow_without_privacy:
+        raise ConfigError(
+            "privacy.enabled = false: this site takes part under differential privacy only "
+            "([policy] allow_without_privacy)"
+        )
+    if isinstance(settings.model, MedFusionNetOptions):
+        _check_encoder(settings.model.text.encoder)
+
+
+def _check_encoder(name: str) -> None:
+    """Refuse a text encoder that is a path: a coordinator names hub ids, not our files."""
+    if not _HUB_ID.fullmatch(name) or Path(name).exists():
+        raise ConfigError(
+            f"model.text.encoder = {name!r}: expected 'tiny' or a hub id, found a path"
         )
 
 

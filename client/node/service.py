@@ -11,7 +11,6 @@ in that group and can read neither the site's files nor its state.
 """
 
 import argparse
-import fcntl
 import grp
 import logging
 import os
@@ -35,8 +34,9 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from client.node.node import Node
 from client.node.state import NodeState
-from medfusion.data.site_data import load_site_data
-from medfusion.errors import FederationError, MedFusionError, UsageError
+from client.node.state_lock import alone
+from medfusion.data.site_data import load_site_data, require_positives
+from medfusion.errors import MedFusionError, UsageError
 from medfusion.transport.requests import read_error
 
 log = logging.getLogger("medfusion.service")
@@ -176,32 +176,20 @@ def _umask(mask: int) -> Iterator[None]:
         os.umask(previous)
 
 
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Hold a site's state folder, so that no second Node serves the site."""
-    descriptor = os.open(state, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FederationError(f"{state}: another Node serves this site; stop it first") from None
-    else:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def run(site: Path, socket: Path, *, group: str | None) -> bool:
     """Serve a site until SIGTERM or SIGINT; return whether the last request was finished.
 
     Raises
     ------
     MedFusionError
-        If the site is not as its task says, is served already, or the socket cannot be used.
+        If the site is not as its task says, has no positives, or is in use already, or the
+        socket cannot be used.
     """
     data = load_site_data(site)
+    require_positives(data)
     state = NodeState(data.state)
     ended = threading.Event()
-    with _alone(data.state):
+    with alone(data.state):
         service = NodeService(Node(data, state, state.secret()).handle)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())

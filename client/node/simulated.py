@@ -19,5 +19,6 @@ def simulated_secret(seed: int, site: str) -> bytes:
 def node_app(data: SiteData, state: Path, secret: bytes | None) -> ClientApp:
     """Return the relay app wired straight to a Node; without a secret, the state's own is used."""
     node_state = NodeState(state)
-    node = Node(data, node_state, node_state.secret() if secret is None else secret)
+    own = node_state.secret() if secret is None else secret
+    node = Node(data, node_state, own, simulated=True)
     return relay_app(lambda context: node.handle)

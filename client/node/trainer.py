@@ -26,7 +26,7 @@ from medfusion.evaluation.score_histograms import (
     score_histogram,
     score_sensitivity,
 )
-from medfusion.models.contract import trainable_state
+from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.registry import build_model, build_tokenizer, modalities_of
 from medfusion.prediction import predict_logits
 from medfusion.privacy.histograms import noised
@@ -77,14 +77,19 @@ class Trainer:
         self._releases = releases
         self._train_studies = data.part(TRAIN)
         self._test_studies = _one_per_patient(data.part(TEST))
-        self._data_sha256 = _studies_sha256(data.studies)
+        images = self._cache.digests(data.studies.images) if self._cache else []
+        self._data_sha256 = _data_sha256(data, images)
         self._own_selection: Selection | None = None
         self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
         if not len(self._train_studies):
             raise DataError(f"site {data.name!r}: no training patients after the split")
 
     def select(self) -> RecordDict:
-        """Return the (noised) histograms of the training patients."""
+        """Return the (noised) histograms of the training patients, for federated selection."""
+        if self.settings.selection.method != "federated":
+            raise FederationError(
+                f"selection.method = {self.settings.selection.method!r}: the histograms stay here"
+            )
         return histogram_reply(self._histograms(), self._data.patients_public)
 
     def train(self, request: Received) -> RecordDict:
@@ -113,8 +118,6 @@ class Trainer:
             WEIGHT_KEY: self._data.patients_public
         }
         if settings.report_loss:
-            if self._plan is not None:
-                raise FederationError("the training loss stays at the site under privacy")
             metrics[LOSS_KEY] = result.loss or 0.0
         reply = RecordDict(
             {ARRAYS: to_record(trainable_state(self._model)), METRICS: MetricRecord(metrics)}
@@ -138,6 +141,8 @@ class Trainer:
         elif self._plan.metrics_noise is None:
             raise FederationError("the run's plan pays for no metrics: refused")
         else:
+            # A crafted model must not tell whose scores it broke.
+            logits = np.nan_to_num(logits, nan=0.0)
             histogram = noised(
                 score_histogram(logits, labels, known, bins=NOISED_BINS),
                 sensitivity=score_sensitivity(len(self._data.task.labels.names)),
@@ -162,7 +167,8 @@ class Trainer:
         if self._plan.selection_noise is None:
             raise FederationError("the run's plan pays for no selection: refused")
         self._releases.admit("select", 0, self._data_sha256)
-        names = (self.settings.run_id, "selection", self._data_sha256, repr(self._plan))
+        settings = self.settings.model_dump_json()
+        names = (self.settings.run_id, "selection", self._data_sha256, repr(self._plan), settings)
         return noised(
             histograms,
             sensitivity=selection_sensitivity(task),
@@ -218,6 +224,11 @@ class Trainer:
             raise FederationError("expected a request with a model")
         state = from_record(request.arrays)
         self.check_state(state)
+        if request.request.frozen_sha256 not in (None, frozen_sha256(self._model)):
+            raise FederationError(
+                "the frozen text encoder differs between this site and the coordinator: install "
+                "the same files on all sides"
+            )
         self._model.load_state_dict(state, strict=False)
         return state
 
@@ -225,6 +236,7 @@ class Trainer:
         """Hash everything that a release depends on: model, data, plan, selection."""
         parts = (
             state_sha256(state),
+            self.settings.model_dump_json(),
             self._data_sha256,
             repr(self._plan),
             repr(request.request.selection),
@@ -237,11 +249,16 @@ def _one_per_patient(studies: Studies) -> Studies:
     return studies.take(first_study_per_patient(studies.patient_ids))
 
 
-def _studies_sha256(studies: Studies) -> str:
-    """Hash a site's tables; images enter by their number and order."""
+def _data_sha256(data: SiteData, images: list[str]) -> str:
+    """Hash a site's studies, their split and their images' content."""
+    studies = data.studies
+    arrays = (studies.study_ids, studies.patient_ids, studies.features, studies.labels, data.split)
+    parts = [
+        *(np.ascontiguousarray(array).tobytes() for array in arrays),
+        *((note or "").encode() for note in studies.notes),
+        *(image.encode() for image in images),
+    ]
     digest = hashlib.sha256()
-    for array in (studies.study_ids, studies.patient_ids, studies.features, studies.labels):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update("\n".join(note or "" for note in studies.notes).encode())
-    digest.update(bytes(image is not None for image in studies.images))
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()

@@ -105,7 +105,7 @@ def _check(trials: "Sequence[Trial]") -> None:
             raise ConfigError(f"server.min_sites = {quorum}: found only {len(trial.sites)} sites")
         for site in trial.sites:
             policy, patients = site.config.policy, site.patients_public
-            check_settings(settings, site.task, policy)
+            check_settings(settings, site.task, policy, patients_public=patients, simulated=True)
             run_plan(settings, task, patients_public=patients, delta=policy.delta)
 
 
@@ -136,13 +136,25 @@ def _run(
     with (out / "log.txt").open("a", encoding="utf-8") as log, redirect_stderr(log):
         run_federation(config, sites, config_path=config_path, out=out)
     if config.selection.method == "local":  # each site's model reads the features that it chose
-        for site in sites:
-            delivered = next((out / "state" / site.name / "models").iterdir())
-            shutil.copytree(delivered, out / "delivered" / site.name, dirs_exist_ok=True)
+        _keep_delivered(sites, out)
     # There may be hundreds of runs: keep no state, finished checkpoint, or report of megabytes.
     (out / "report.html").unlink(missing_ok=True)
     shutil.rmtree(out / "checkpoint", ignore_errors=True)
     shutil.rmtree(out / "state")
+
+
+def _keep_delivered(sites: "Sequence[SiteData]", out: Path) -> None:
+    """Copy the sites' models out of their state, all or none: without them the run is not done."""
+    import shutil
+
+    from medfusion.comparison.trials import DELIVERED
+
+    partial = out / f".{DELIVERED}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for site in sites:
+        (model,) = (out / "state" / site.name / "models").iterdir()
+        shutil.copytree(model, partial / site.name)
+    partial.rename(out / DELIVERED)
 
 
 def _link_cache(link: Path, target: Path) -> None:

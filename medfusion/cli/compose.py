@@ -1,6 +1,7 @@
 """Puts library, coordinator and hospital together to run a federation on this machine."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from glob import glob
 from itertools import pairwise
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from client.node.simulated import node_app, simulated_secret
+from client.node.state import NodeState
+from client.node.state_lock import alone
 from medfusion.config import RunConfig
 from medfusion.data.site_data import SiteData, load_site_data, require_positives
 from medfusion.data.split import Fold
@@ -18,6 +21,8 @@ from medfusion.simulation_ray import run_on_ray
 from server.app import app as server_app
 from server.rounds import run_settings
 
+_STATE_SUFFIX = ".state"  # of the folder that a Node makes beside its site
+
 
 def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]:
     """Read every site that ``[simulation] sites`` matches, in the order of their names.
@@ -25,18 +30,19 @@ def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]
     Raises
     ------
     ConfigError, DataError, FederationError
-        If nothing matches, a site is not as its task says, or two sites share a name.
+        If nothing matches, a folder that matches is no site, a site is not as its task says, or
+        two sites share a name.
     """
     if config.simulation is None:
         raise ConfigError('missing section [simulation]: expected sites = "sites/*"')
-    folders = sorted(Path(path) for path in glob(config.simulation.sites))
-    folders = [folder for folder in folders if (folder / "site.toml").is_file()]
+    folders, others = _matching_folders(config.simulation.sites)
     if not folders:
         raise ConfigError(
             f"simulation.sites = {config.simulation.sites!r}: expected folders with a site.toml, "
             "found none"
         )
     sites = sorted((load_site_data(folder, fold=fold) for folder in folders), key=_name)
+    _refuse_unfinished(others, sites)
     for site in sites:
         require_positives(site)
     for one, next_one in pairwise(sites):
@@ -46,6 +52,26 @@ def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]
                 "[site] name in one site.toml"
             )
     return sites
+
+
+def _matching_folders(pattern: str) -> tuple[list[Path], list[Path]]:
+    """Return the folders with a ``site.toml``, and those without, but no state folders."""
+    found = sorted(Path(path) for path in glob(pattern))
+    folders = [p for p in found if p.is_dir() and not p.name.startswith(".")]
+    sites = [folder for folder in folders if (folder / "site.toml").is_file()]
+    others = [p for p in folders if p not in sites and p.suffix != _STATE_SUFFIX]
+    return sites, others
+
+
+def _refuse_unfinished(others: Sequence[Path], sites: Sequence[SiteData]) -> None:
+    """Refuse folders that are neither sites nor hold the sites' state: a site may be forgotten."""
+    states = [site.state.resolve() for site in sites]
+    for folder in others:
+        if not any(state.is_relative_to(folder.resolve()) for state in states):
+            raise ConfigError(
+                f"{folder}: matches simulation.sites and has no site.toml; draft one with "
+                "`medfusion site init`, or move the folder away"
+            )
 
 
 def run_federation(
@@ -59,7 +85,12 @@ def run_federation(
 ) -> None:
     """Run the coordinator's app with the sites' Nodes.
 
-    Their state folders are ``out/state/NAME``, or the sites' own.
+    Their state folders are ``out/state/NAME``, or the sites' own, which are then held.
+
+    Raises
+    ------
+    MedFusionError
+        If the run is refused or cannot go on, or a site's own state folder is in use.
     """
     quorum = config.server.min_sites
     if len(sites) < quorum:
@@ -82,7 +113,12 @@ def run_federation(
         for site in sites
     }
     run = run_on_ray if backend == "ray" else run_in_process
-    run(server_app, factories, config=config_path, out=out, simulated=not use_site_state)
+    with ExitStack() as held:
+        if use_site_state:
+            for site in sites:
+                NodeState(site.state)  # makes the folder
+                held.enter_context(alone(site.state))
+        run(server_app, factories, config=config_path, out=out, simulated=not use_site_state)
 
 
 def _name(site: SiteData) -> str:

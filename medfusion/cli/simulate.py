@@ -110,7 +110,9 @@ def _show(folder: Path) -> None:
     from rich.table import Table
 
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    table = Table("site", "patients", "macro AUROC", "epsilon", "delta")
+    card = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
+    epsilon = "epsilon (simulated)" if card["privacy"]["simulated"] else "epsilon"
+    table = Table("site", "patients", "macro AUROC", epsilon, "delta")
     for name, site in summary["sites"].items():
         table.add_row(
             name,

@@ -38,7 +38,7 @@ def side_by_side(
     MedFusionError
         The first that a trial raises; the others under way are ended.
     """
-    free = share_cores(sorted(os.sched_getaffinity(0)), at_once)
+    free = share_cores(sorted(os.sched_getaffinity(0)), min(at_once, len(trials)))
     waiting = list(reversed(trials))
     running: dict[Connection, _Running] = {}
     try:

@@ -25,10 +25,14 @@ from medfusion.scoring import score_part
 
 _DIGEST_CHARACTERS = 16
 _SCORES = "logits.npy"
+DELIVERED = "delivered"
 
 
 class Runner(Protocol):
     """Runs a federation of ``sites``; leaves ``model/`` and ``summary.json`` in ``out``.
+
+    Where each site selects its own features, ``delivered/NAME`` holds the model as the site
+    uses it; the folder appears whole, after ``summary.json``.
 
     ``config_path`` is the resolved config on disk; ``cache / NAME`` holds the decoded images of
     a site, for all runs. Called again for an unfinished ``out``, it resumes.
@@ -126,7 +130,7 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if not (folder / "summary.json").exists():
+        if not _has_run(trial, folder):
             path = folder / "config.toml"
             path.write_text(config_text(trial.config), encoding="utf-8")
             cache = out / "cache"
@@ -140,6 +144,16 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
     partial.rename(folder / _SCORES)
 
 
+def _has_run(trial: Trial, folder: Path) -> bool:
+    delivered = (folder / DELIVERED).is_dir() or not _selects_locally(trial)
+    return delivered and (folder / "summary.json").exists()
+
+
+def _selects_locally(trial: Trial) -> bool:
+    """Whether each site's model reads the features that it chose itself."""
+    return trial.config.selection.method == "local"
+
+
 def scores_of(trial: Trial, *, out: Path) -> NDArray[np.float32]:
     """Return the logits [N, L] of a finished trial's test studies."""
     logits: NDArray[np.float32] = np.load(out / "runs" / trial.name / _SCORES, allow_pickle=False)
@@ -147,11 +161,11 @@ def scores_of(trial: Trial, *, out: Path) -> NDArray[np.float32]:
 
 
 def _score(trial: Trial, folder: Path, cache: Path) -> NDArray[np.float32]:
-    """Score each site's test studies with the model delivered to it, else the run's."""
+    """Score each site's test studies with the model that it uses."""
     parts = []
     for site in trial.sites:
-        delivered = folder / "delivered" / site.name
-        saved = load_model(delivered if delivered.is_dir() else folder / "model")
+        model = folder / DELIVERED / site.name if _selects_locally(trial) else folder / "model"
+        saved = load_model(model)
         parts.append(score_part(saved, site, TEST, cache=cache / site.name).logits)
     return np.concatenate(parts)
 

@@ -71,6 +71,11 @@ class ImageCache:
         shape = (len(self._rows), *self._shape)
         return np.memmap(self._folder / "pixels.u8", dtype=np.uint8, mode="r", shape=shape)
 
+    def digests(self, paths: Sequence[Path | None]) -> list[str]:
+        """Return the SHA-256 of each image file; empty for a missing or unreadable one."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(lambda path: _digest(path) if path else "", paths))
+
     def rows(
         self,
         paths: Sequence[Path | None],

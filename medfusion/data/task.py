@@ -143,7 +143,8 @@ class Task(Options):
     @cached_property
     def sha256(self) -> str:
         """Hex digest of the task's content (not of the file's layout)."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        # Not sorted: columns and histograms follow the order in which features are written.
+        content = json.dumps(self.model_dump(mode="json"), separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property

@@ -136,7 +136,6 @@ def select_features(
     task: Task,
     top_n: int,
     *,
-    min_patients: int = 1,
     noise: float = 0.0,
 ) -> Selection:
     """Choose the ``top_n`` features of each label by Youden's J.
@@ -146,8 +145,6 @@ def select_features(
     histograms
         [L, 2, T] as from `feature_label_histograms`, summed over sites or noised. Negative
         cells count as zero: the mass that noise adds lowers J where real counts are few.
-    min_patients
-        A pair with fewer patients in either class is not selected.
     noise
         The (public) standard deviation of the noise in each cell. A pair of which either class
         is not above two standard deviations of its total's noise ranks behind all others: its
@@ -173,7 +170,7 @@ def select_features(
             raw = counts[row, :, start : start + _bin_count(feature, task)]
             start += raw.shape[1]
             pair = np.clip(raw, 0.0, None)
-            if pair.sum(axis=1).min() < max(min_patients, 1e-9):
+            if pair.sum(axis=1).min() < 1e-9:
                 continue
             hidden = bool(raw.sum(axis=1).min() < 2 * noise * math.sqrt(raw.shape[1]))
             for threshold in _best_cut(pair, name, label, task):

@@ -15,7 +15,7 @@ from torch import Tensor
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
-from medfusion.models.contract import Model, trainable_state
+from medfusion.models.contract import Model, frozen_sha256, trainable_state
 from medfusion.models.options import ModelOptions
 from medfusion.models.registry import build_model
 
@@ -73,6 +73,11 @@ def load_model(folder: Path) -> SavedModel:
     shapes = {name: tuple(p.shape) for name, p in trainable_state(module).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise DataError(f"{folder}: the weights are not those of the model in model.json")
+    if card.get("frozen_sha256", frozen_sha256(module)) != frozen_sha256(module):
+        raise DataError(
+            f"{folder}: the text encoder on this machine is not the one that the model was trained "
+            "with: install the same files"
+        )
     module.load_state_dict(state, strict=False)
     module.eval()
     return SavedModel(module, options, task, selection, method, top_n, card)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from medfusion.objectives.multilabel import per_sample_loss
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches, poisson_batches
+from medfusion.randomness import spawn
 from medfusion.training.local_run import (
     LocalRun,
     Precision,
@@ -125,7 +126,8 @@ def _fit_privately(run: LocalRun, plan: DpPlan, private: torch.Generator) -> flo
     from medfusion.privacy.dp_sgd import PrivateSteps  # Opacus takes a second to import
 
     # Streams of their own, so that neither draws nor noise depend on how batches are cut.
-    draws, dropout, noise = _spawn(private, torch.device("cpu"), torch.device("cpu"), run.device)
+    cpu = torch.device("cpu")
+    draws, dropout, noise = (spawn(private, device) for device in (cpu, cpu, run.device))
 
     def losses(index: Tensor) -> Tensor:
         logits = run.logits(run.inputs(index, dropout))
@@ -150,12 +152,3 @@ def _fit_privately(run: LocalRun, plan: DpPlan, private: torch.Generator) -> flo
             total += private_steps.step(index, losses)
             drawn += len(index)
     return float(total) / drawn if drawn else None
-
-
-def _spawn(parent: torch.Generator, *devices: torch.device) -> list[torch.Generator]:
-    """Return one generator per device, each seeded by the parent."""
-    seeds = torch.randint(2**63 - 1, (len(devices),), generator=parent).tolist()
-    return [
-        torch.Generator(device).manual_seed(seed)
-        for device, seed in zip(devices, seeds, strict=True)
-    ]

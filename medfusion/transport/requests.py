@@ -62,9 +62,14 @@ class RunSettings(Options):
 
 
 class Request(Options):
-    """A request without its arrays; ``selection`` and ``card`` are plain JSON data."""
+    """A request without its arrays; ``selection`` and ``card`` are plain JSON data.
+
+    ``frozen_sha256`` is the digest of the weights that do not travel: every side must hold the
+    same ones.
+    """
 
     settings: RunSettings | None = None
+    frozen_sha256: str | None = None
     selection: dict[str, Any] | None = None
     card: dict[str, Any] | None = None
 

@@ -1,5 +1,8 @@
 """What a Node answers and what it refuses, asked directly."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
@@ -7,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from client.node.node import Node
 from client.node.policy import Releases
 from client.node.state import NodeState
+from client.node.trainer import Trainer
 from medfusion.config import load_config
 from medfusion.data.cohorts.synthetic import write_cohort
 from medfusion.data.site_data import load_site_data
@@ -41,14 +45,15 @@ def cohort(tmp_path_factory):
 class Asker:
     """Asks a fresh Node as the coordinator would."""
 
-    def __init__(self, cohort, state, *overrides, secret=b"secret"):
+    def __init__(self, cohort, state, *overrides, secret=b"secret", simulated=True, change=None):
         self.config = load_config(
             cohort / "config.toml", ["model.name=logistic", "run.rounds=2", *overrides]
         )
-        self.data = load_site_data(next((cohort / "sites").iterdir()))
+        data = load_site_data(next((cohort / "sites").iterdir()))
+        self.data = change(data) if change else data
         self.settings = run_settings(self.config, self.data.task)
         self.state = NodeState(state)
-        self.node = Node(self.data, self.state, secret)
+        self.node = Node(self.data, self.state, secret, simulated=simulated)
         self.model = build_model(self.settings.model, self.data.task, seed=0)
 
     def ask(self, kind, *, round=1, arrays=True, settings=None, **parts):
@@ -193,20 +198,34 @@ def test_a_foreign_error_leaves_without_its_text(cohort, tmp_path, monkeypatch):
     assert "4711" not in message
 
 
-def test_the_delivered_model_can_be_loaded(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path)
-    card = {
+def card_of(asker, **changes):
+    settings = asker.settings
+    return {
         "schema": 1,
         "task": asker.data.task.to_json(),
-        "model": {"name": "logistic"},
-        "seed": 0,
-        "selection_method": "none",
-        "top_n": 8,
+        "task_sha256": settings.task_sha256,
+        "model": settings.model.model_dump(mode="json"),
+        "seed": settings.seed,
+        "selection_method": settings.selection.method,
+        "top_n": settings.selection.top_n,
         "selection": None,
-    }
-    assert read_error(asker.ask("deliver", card=card)) is None
+    } | changes
+
+
+def test_the_delivered_model_can_be_loaded(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path)
+    assert read_error(asker.ask("deliver", card=card_of(asker))) is None
     saved = load_model(asker.state.model_folder(asker.settings.run_id))
     assert saved.task.sha256 == asker.data.task.sha256
+
+
+@pytest.mark.parametrize(
+    "change", [{"task_sha256": "0"}, {"model": {"name": "x"}}, {"selection": {"thresholds": []}}]
+)
+def test_a_description_of_another_model_is_refused(cohort, tmp_path, change):
+    asker = Asker(cohort, tmp_path)
+    error = read_error(asker.ask("deliver", card=card_of(asker, **change)))
+    assert "differs from the run" in str(error)
 
 
 def test_the_secret_is_made_once_and_private(tmp_path):
@@ -220,16 +239,7 @@ def test_the_secret_is_made_once_and_private(tmp_path):
 def test_under_local_selection_the_delivered_model_reads_what_the_site_chose(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, "selection.method=local", "selection.top_n=1")
     mask = read_reply(asker.ask("train"))["selected"]
-    card = {
-        "schema": 1,
-        "task": asker.data.task.to_json(),
-        "model": {"name": "logistic"},
-        "seed": 0,
-        "selection_method": "local",
-        "top_n": 1,
-        "selection": None,
-    }
-    assert read_error(asker.ask("deliver", card=card)) is None
+    assert read_error(asker.ask("deliver", card=card_of(asker))) is None
     saved = load_model(asker.state.model_folder(asker.settings.run_id))
     assert saved.selection is not None
     columns = asker.data.task.columns
@@ -242,3 +252,116 @@ def test_local_selection_reports_its_mask(cohort, tmp_path):
     mask = read_reply(asker.ask("train"))["selected"]
     assert len(mask) == len(asker.data.task.columns)
     assert 0 < sum(mask) < len(mask)
+
+
+def noise_of(asker):
+    """The noise in the private selection histograms."""
+    plain = feature_label_histograms(*one_of_each(asker), asker.data.task)
+    return read_histograms(asker.ask("select", arrays=None)) - plain
+
+
+def one_of_each(asker):
+    train = asker.data.part(0)
+    one = train.take(first_study_per_patient(train.patient_ids))
+    return one.features, one.labels
+
+
+def moved_patient(data):
+    """The same studies, one patient in another part of the split."""
+    split = data.split.copy()
+    first = data.studies.patient_ids == data.studies.patient_ids[0]
+    split[first] = 1 - split[first].clip(0, 1)
+    return replace(data, split=split)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "change"),
+    [
+        (["training.learning_rate=0.5"], None),
+        (["run.seed=8"], None),
+        ([], moved_patient),
+    ],
+)
+def test_other_settings_or_data_get_other_noise(cohort, tmp_path, overrides, change):
+    """With the same noise, a coordinator could subtract one reply from the other."""
+    usual = Asker(cohort, tmp_path / "a")
+    other = Asker(cohort, tmp_path / "b", *overrides, change=change)
+    other.settings = other.settings.model_copy(update={"run_id": usual.settings.run_id})
+    first, second = noise_of(usual), noise_of(other)
+    assert not np.isclose(first, second, atol=0.1).mean() > 0.1
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.2
+
+
+def test_changed_images_get_other_noise(cohort, tmp_path):
+    def settings_noise(folder):
+        config = load_config(folder / "config.toml", ["run.rounds=2", "model.modalities=['image']"])
+        data = load_site_data(next((folder / "sites").iterdir()))
+        settings = run_settings(config, data.task)
+        return Node(data, NodeState(tmp_path / folder.name), b"s")._data, settings
+
+    copy = tmp_path / "copy"
+    shutil.copytree(cohort, copy)
+    image = next((copy / "sites").glob("*/images/*"))
+    other = next(path for path in (copy / "sites").glob("*/images/*") if path != image)
+    image.write_bytes(other.read_bytes())
+    digests = []
+    for folder in (cohort, copy):
+        data, settings = settings_noise(folder)
+        trainer = Trainer(
+            data, settings, tmp_path / "cache", b"s", Releases(rounds=2, evaluations=1)
+        )
+        digests.append(trainer._data_sha256)
+    assert digests[0] != digests[1]
+
+
+def test_a_crafted_model_does_not_tell_whose_scores_it_broke(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path)
+    state = {name: value.detach().clone() for name, value in trainable_state(asker.model).items()}
+    state["linear.weight"][:, 0], state["linear.weight"][:, 8] = 3e38, -3e38
+    state["linear.bias"][:] = -3e38
+    reply = asker.ask("evaluate", round=2, arrays=to_record(state))
+    assert read_error(reply) is None
+    assert np.isfinite(read_histograms(reply)).all()
+
+
+def test_deployed_what_is_wrong_with_the_data_stays_at_the_site(cohort, tmp_path, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(cohort, copy)
+    image = next((copy / "sites").glob("*/images/*"))
+    image.write_bytes(image.read_bytes()[:60])
+    for simulated in (True, False):
+        asker = Asker(
+            copy,
+            tmp_path / str(simulated),
+            "model.name=medfusion_net",
+            "model.modalities=['image']",
+            simulated=simulated,
+        )
+        message = str(read_error(asker.ask("train")))
+        assert ("row" in message) is simulated
+    assert "row" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["privacy.enabled=false"], "under differential privacy only"),
+        (["model.name=medfusion_net", "model.text.encoder='/etc/passwd'"], "found a path"),
+        (["model.name=medfusion_net", "model.text.encoder='../up'"], "found a path"),
+    ],
+)
+def test_a_deployed_node_refuses_what_a_simulation_may(cohort, tmp_path, overrides, message):
+    asker = Asker(cohort, tmp_path, simulated=False)
+    config = load_config(cohort / "config.toml", ["run.rounds=2", *overrides])
+    settings = run_settings(config, asker.data.task)
+    assert message in str(read_error(asker.ask("train", settings=settings)))
+
+
+def test_too_few_patients_for_the_policy_are_refused(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
+    assert "min_patients = 10" in str(read_error(asker.ask("train")))
+
+
+def test_local_selection_keeps_its_histograms(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, "selection.method=local")
+    assert "stay here" in str(read_error(asker.ask("select", arrays=None)))

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from tabular_cohort import write_ward
 
 import client.app
 from client.app import Handler, over_socket
-from client.node.service import NodeService, start_service
+from client.node.service import NodeService, run, start_service
 from medfusion.data.cohorts.synthetic import write_cohort
-from medfusion.errors import FederationError, UsageError
+from medfusion.errors import DataError, FederationError, UsageError
 from medfusion.transport.requests import (
     Request,
     error_reply,
@@ -225,6 +226,17 @@ def test_the_service_serves_its_site_alone_until_sigterm(
         re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO ", line) for line in log.splitlines()
     )
     assert "'describe'" in log
+
+
+def test_a_site_without_positives_is_refused_at_the_start(tmp_path: Path, path: Path) -> None:
+    site = write_ward(tmp_path / "ward").parent / "sites" / "north"
+    table = site / "studies.csv"
+    header, *rows = table.read_text().splitlines()
+    negative = [row.rsplit(",", 2)[0] + ",0,0" for row in rows]
+    table.write_text("\n".join([header, *negative]) + "\n")
+    with pytest.raises(DataError, match="at least one positive"):
+        run(site, path, group=None)
+    assert not path.exists()
 
 
 _SLOW = """

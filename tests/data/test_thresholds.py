@@ -187,10 +187,9 @@ def test_noise_hides_neither_a_strong_feature_nor_its_cut() -> None:
     features = np.column_stack([age, *noise_features, rng.uniform(-1, 1, 4000)])
     histograms = feature_label_histograms(features, labels, TASK)
     noised = histograms + rng.normal(0, 10, histograms.shape)
-    best = select_features(noised, TASK, 1, min_patients=200).thresholds
-    assert [(t.feature, t.label, t.value, t.direction) for t in best] == [
-        ("age", "ill", 60.0, "above")
-    ]
+    best = select_features(noised, TASK, 1, noise=10.0).thresholds
+    cuts = [(t.feature, t.value, t.direction) for t in best if t.label == "ill"]
+    assert cuts == [("age", 60.0, "above")]
 
 
 def test_noise_does_not_lift_features_that_few_patients_have() -> None:
@@ -250,8 +249,6 @@ def test_pairs_without_both_classes_or_without_signal_are_not_selected() -> None
     histograms = feature_label_histograms(features, labels, TASK)
     selection = select_features(histograms, TASK, 4)
     assert [(t.feature, t.label) for t in selection.thresholds] == [("age", "ill")]
-    assert select_features(histograms, TASK, 4, min_patients=3) == selection
-    assert select_features(histograms, TASK, 4, min_patients=4).thresholds == ()
 
 
 def test_wrong_histograms_are_refused() -> None:

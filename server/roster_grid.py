@@ -1,0 +1,101 @@
+"""The grid as strategies see it: the sites of the roll call that are still connected.
+
+Flower's strategies count the connected nodes, then draw from them, and wait without end for a
+node that left in between; they would also draw a node that no roll call has checked.
+"""
+
+import time
+from collections.abc import Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from medfusion.errors import FederationError
+from server.roster import Roster
+
+_PAUSE_SECONDS = 1.0
+
+
+class RosterGrid(Grid):
+    """Passes everything on to ``grid``, except which nodes there are.
+
+    Make one for each call of a strategy: the nodes it has named stay the same ones, so that the
+    strategy counts and draws from one list.
+
+    Parameters
+    ----------
+    quorum
+        How many sites must be connected.
+    timeout
+        How long to wait for them, in seconds.
+    """
+
+    def __init__(self, grid: Grid, roster: Roster, *, quorum: int, timeout: float) -> None:
+        self._grid = grid
+        self._roster = roster
+        self._quorum = quorum
+        self._timeout = timeout
+        self._connected: list[int] = []
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Node ids in the order of the sites' names.
+
+        Raises
+        ------
+        FederationError
+            If fewer than the quorum are connected, and still are after the timeout.
+        """
+        if not self._connected:
+            self._connected = self._await_quorum()
+        return list(self._connected)
+
+    def _await_quorum(self) -> list[int]:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            present = set(self._grid.get_node_ids())
+            connected = [node for node in self._roster.nodes if node in present]
+            if len(connected) >= self._quorum:
+                return connected
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise FederationError(
+                    f"expected at least {self._quorum} connected sites (server.min_sites), found "
+                    f"{len(connected)} of the {len(self._roster.nodes)} that began the run; the "
+                    "same command resumes it"
+                )
+            time.sleep(min(_PAUSE_SECONDS, left))
+
+    def set_run(self, run: Run) -> None:
+        """Pass on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the real grid."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Pass on."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass on."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass on."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Pass on."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
