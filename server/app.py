@@ -21,6 +21,7 @@ from server.progress import RunProgress
 from server.results import model_card, write_results
 from server.roster import Roster, call_roll
 from server.rounds import RoundLoop, run_settings
+from server.run_state import RunContext
 from server.strategies import build_strategy
 
 app = ServerApp()
@@ -35,29 +36,29 @@ def main(grid: Grid, context: Context) -> None:
     simulated = bool(context.run_config.get("simulated", False))
     task = Task.load(config.run.task)
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
-    roster = call_roll(grid, config, task)
     settings = run_settings(config, task)
-    plans = {}
-    for name, site in roster.sites.items():
-        plan = run_plan(settings, task, patients_public=site.patients_public, delta=site.delta)
-        if plan is not None:
-            plans[name] = plan
-    fingerprint = _fingerprint(settings.run_id, roster)
-    store = CheckpointStore(folder / "checkpoint", fingerprint)
     with RunProgress(Console(stderr=True)) as progress:
-        for name, plan in plans.items():
-            for warning in plan.warnings:
-                progress.warn(f"site {name}: {warning}")
-        loop = RoundLoop(grid, config, task, strategy, plans, store, progress, simulated=simulated)
-        outcome = loop.run(roster)
-        card = model_card(config, task, outcome, plans, simulated=simulated)
-        loop.deliver(outcome, card, roster)
+        roster = call_roll(grid, config, task, warn=progress.warn)
+        plans = {}
+        for name, site in roster.sites.items():
+            plan = run_plan(settings, task, patients_public=site.patients_public, delta=site.delta)
+            if plan is not None:
+                plans[name] = plan
+                for warning in plan.warnings:
+                    progress.warn(f"site {name}: {warning}")
+        run = RunContext(grid, config, task, roster, plans, folder, simulated)
+        fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated)
+        store = CheckpointStore(folder / "checkpoint", fingerprint)
+        loop = RoundLoop(run, strategy, store, progress)
+        outcome = loop.run()
+        card = model_card(run, outcome)
+        loop.deliver(outcome, card)
         progress.phase("writing the report")
-        write_results(folder, config, task, outcome, plans, card)
+        write_results(run, outcome, card)
 
 
-def _fingerprint(run_id: str, roster: Roster) -> str:
+def _fingerprint(run_id: str, roster: Roster, *, simulated: bool) -> str:
     """Name what must not change between a run and its resumption."""
     sites = {name: site.patients_public for name, site in roster.sites.items()}
-    content = json.dumps([run_id, sites], sort_keys=True)
+    content = json.dumps([run_id, simulated, sites], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -45,7 +45,7 @@ class Replies:
                 raise type(error)(f"site {name!r}: {error}")
         if len(self.good) >= quorum:
             return
-        for name, error in self.failed.items():  # its first one tells the cause
+        for name, error in self.failed.items():
             raise type(error)(
                 f"{len(self.good)} of {len(self.good) + len(self.failed)} sites answered, "
                 f"expected at least {quorum}; site {name!r}: {error}"
@@ -137,13 +137,14 @@ def content_bytes(content: RecordDict) -> int:
     arrays = sum(
         len(array.data) for record in content.array_records.values() for array in record.values()
     )
-    records = (*content.config_records.values(), *content.metric_records.values())
-    return arrays + sum(_value_bytes(value) for record in records for value in record.values())
+    settings = [v for record in content.config_records.values() for v in record.values()]
+    metrics = [v for record in content.metric_records.values() for v in record.values()]
+    return arrays + sum(_value_bytes(value) for value in (*settings, *metrics))
 
 
 def _value_bytes(value: object) -> int:
     if isinstance(value, list):
-        return sum(_value_bytes(item) for item in value)
+        return sum(map(_value_bytes, value))
     if isinstance(value, str):
         return len(value.encode())
     return len(value) if isinstance(value, bytes) else 8

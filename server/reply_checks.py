@@ -32,7 +32,7 @@ def check_trained(
     records = reply.content.array_records
     if set(records) != {ARRAYS}:
         raise FederationError(f"expected one record of arrays, found {len(records)}")
-    kinds = {array.dtype for array in records[ARRAYS].values()} - {"float32"}
+    kinds = {str(array.numpy().dtype) for array in records[ARRAYS].values()} - {"float32"}
     if kinds:
         raise FederationError(f"expected float32 parameters, found {', '.join(sorted(kinds))}")
     state = from_record(records[ARRAYS])

@@ -1,95 +1,106 @@
-"""Writes a finished run: model, summary, rounds, histograms, report."""
+"""Writes a run's results: rounds as they end, then model, histograms, report, summary."""
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medfusion.config import RunConfig
-from medfusion.data.task import Task
 from medfusion.models.saved import save_model
-from medfusion.privacy.plan import DpPlan
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
-from server.rounds import Outcome
+from server.run_state import Outcome, Progress, RunContext
 
 
-def model_card(
-    config: RunConfig,
-    task: Task,
-    outcome: Outcome,
-    plans: dict[str, DpPlan],
-    *,
-    simulated: bool,
-) -> dict[str, Any]:
+def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
     """Return the content of ``model.json``: all that is needed to use the model, and its price."""
+    config, selection = context.config, outcome.progress.selection
     return {
         "schema": 1,
         "run": config.run.name,
-        "task": task.to_json(),
-        "task_sha256": task.sha256,
+        "task": context.task.to_json(),
+        "task_sha256": context.task.sha256,
         "model": config.model.model_dump(mode="json"),
+        "frozen_sha256": outcome.frozen_sha256,
         "seed": config.run.seed,
         "selection_method": config.selection.method,
         "top_n": config.selection.top_n,
-        "selection": outcome.selection.to_json() if outcome.selection else None,
+        "selection": selection.to_json() if selection else None,
         "privacy": {
             "enabled": config.privacy.enabled,
-            "simulated": simulated,
+            "simulated": context.simulated,
             "sites": {
-                name: asdict(plan) | {"epsilon": plan.epsilon()} for name, plan in plans.items()
+                name: asdict(plan) | {"epsilon": plan.epsilon()}
+                for name, plan in context.plans.items()
             },
         },
     }
 
 
-def write_results(
-    folder: Path,
-    config: RunConfig,
-    task: Task,
-    outcome: Outcome,
-    plans: dict[str, DpPlan],
-    card: dict[str, Any],
-) -> dict[str, Any]:
-    """Write the run folder's results and return the summary."""
-    overall = federated_metrics(outcome.histograms, plans)
+def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -> None:
+    """Write the run folder's results; ``summary.json`` comes last and says that all are there."""
+    folder, labels, found = context.folder, context.task.labels.names, outcome.progress.histograms
+    save_model(folder / "model", from_record(outcome.arrays), card)
+    histograms = {
+        "schema": 1,
+        "labels": list(labels),
+        "bins": next(iter(found.values())).shape[-1],
+        "sites": {name: array.tolist() for name, array in found.items()},
+    }
+    write_json(folder / "histograms.json", histograms)
+    _finish(folder, _summary(context, outcome.progress))
+
+
+def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:
+    """Write ``rounds.jsonl``, a line for each round so far."""
+    lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in rounds)
+    write_text(folder / "rounds.jsonl", lines)
+
+
+def _summary(context: RunContext, progress: Progress) -> dict[str, Any]:
     sites: dict[str, Any] = {}
-    for name, site in outcome.sites.items():
-        histogram = outcome.histograms.get(name)
-        own = federated_metrics({name: histogram}, plans) if histogram is not None else None
-        plan = plans.get(name)
+    for name, site in context.roster.sites.items():
+        histogram = progress.histograms.get(name)
+        own = None
+        if histogram is not None:
+            own = federated_metrics({name: histogram}, context.plans)
+        plan = context.plans.get(name)
         sites[name] = {
             "patients": site.patients_public,
             "auroc_macro": own.auroc_macro if own else None,
             "epsilon": plan.epsilon() if plan else None,
             "delta": plan.delta if plan else None,
         }
-    summary = {
+    overall = federated_metrics(progress.histograms, context.plans)
+    return {
         "schema": 1,
-        **overall.to_json(task.labels.names),
+        **overall.to_json(context.task.labels.names),
         "sites": sites,
-        "rounds": len(outcome.rounds),
-        "seconds": round(sum(line["seconds"] for line in outcome.rounds), 3),
-        "bytes_up": sum(line["bytes_up"] for line in outcome.rounds),
-        "bytes_down": sum(line["bytes_down"] for line in outcome.rounds),
-        "seed": config.run.seed,
+        "rounds": len(progress.rounds),
+        **asdict(progress.cost),
+        "seed": context.config.run.seed,
     }
-    save_model(folder / "model", from_record(outcome.arrays), card)
-    histograms = {
-        "schema": 1,
-        "labels": list(task.labels.names),
-        "bins": next(iter(outcome.histograms.values())).shape[-1],
-        "sites": {name: array.tolist() for name, array in outcome.histograms.items()},
-    }
-    write_json(folder / "histograms.json", histograms)
-    lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in outcome.rounds)
-    write_text(folder / "rounds.jsonl", lines)
-    write_json(folder / "summary.json", summary)
+
+
+def _finish(folder: Path, summary: dict[str, Any]) -> None:
+    """Write the report, then the summary.
+
+    The report is built from a run folder with a summary, so both are made beside the results,
+    in a folder that links to them, and moved in that order.
+    """
     from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
 
-    build_report(folder)
-    return summary
+    staged = folder / ".finish"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    for name in ("config.toml", "rounds.jsonl", "histograms.json", "model"):
+        (staged / name).symlink_to(Path("..") / name)
+    write_json(staged / "summary.json", summary)
+    build_report(staged)
+    for name in ("report.html", "summary.json"):
+        os.replace(staged / name, folder / name)
+    shutil.rmtree(staged)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -1,15 +1,18 @@
 """Who takes part: the sites behind the connected nodes, checked before a run starts."""
 
+import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
-from medfusion.errors import ConfigError, FederationError
+from medfusion.errors import ConfigError, FederationError, MedFusionError
 from medfusion.transport.requests import Request, SiteDescription, read_reply, request_content
-from server.exchange import broadcast, exchange
+from server.exchange import NoReplyError, broadcast, exchange
 
 
 @dataclass(frozen=True)
@@ -25,45 +28,71 @@ class Roster:
         return list(self.names)
 
 
-def call_roll(grid: Grid, config: RunConfig, task: Task) -> Roster:
+def call_roll(grid: Grid, config: RunConfig, task: Task, *, warn: Callable[[str], None]) -> Roster:
     """Wait for the quorum, ask every node who it is, and refuse what does not fit together.
+
+    The first answer that does not fit ends the roll call. A node that is silent is left out of
+    the run, and ``warn`` is told.
 
     Raises
     ------
     FederationError
-        If too few nodes connect in time, two sites share a name, or a site's task differs.
+        If too few nodes connect or answer in time, two sites share a name, or a site's task
+        differs.
     ConfigError
         If the run asks for more epsilon than a site allows.
     """
-    nodes = _await_nodes(grid, config.server.min_sites, config.server.round_timeout)
+    timeout = config.server.round_timeout
+    nodes = _await_nodes(grid, config.server.min_sites, timeout)
+
+    def check(node: str, reply: Message) -> None:
+        _check_site(_description(node, reply), config, task)
+
+    def on_reply(node: str, seconds: float, error: MedFusionError | None) -> None:
+        if isinstance(error, NoReplyError):
+            warn(f"node {node} is left out of this run: {error}")
+        elif error is not None:
+            raise type(error)(f"node {node}: {error}")
+
     replies = exchange(
         grid,
         broadcast("describe", request_content(Request()), nodes),
         {node: str(node) for node in nodes},
-        timeout=config.server.round_timeout,
+        timeout=timeout,
+        check=check,
+        on_reply=on_reply,
     )
-    replies.require(len(nodes))
-    found: dict[str, tuple[int, SiteDescription]] = {}
-    for node, reply in replies.good.items():
-        site = SiteDescription.parse(read_reply(reply.content), where=f"reply of node {node}")
-        if site.site in found:
+    replies.require(config.server.min_sites)
+    return _roster({int(node): _description(node, reply) for node, reply in replies.good.items()})
+
+
+def _roster(found: dict[int, SiteDescription]) -> Roster:
+    """Order the sites by name; two of one name are an error."""
+    nodes: dict[str, int] = {}
+    for node, site in found.items():
+        if site.site in nodes:
             raise FederationError(
                 f"expected sites of different names, found two called {site.site!r}: "
                 "change [site] name in one site.toml"
             )
-        _check_site(site, config, task)
-        found[site.site] = (int(node), site)
-    ordered = sorted(found)
+        nodes[site.site] = node
+    ordered = sorted(nodes)
     return Roster(
-        sites={name: found[name][1] for name in ordered},
-        names={found[name][0]: name for name in ordered},
+        sites={name: found[nodes[name]] for name in ordered},
+        names={nodes[name]: name for name in ordered},
     )
+
+
+def _description(node: str, reply: Message) -> SiteDescription:
+    return SiteDescription.parse(read_reply(reply.content), where=f"reply of node {node}")
 
 
 def _check_site(site: SiteDescription, config: RunConfig, task: Task) -> None:
     theirs = Task.parse(site.task, where=f"task of site {site.site!r}")
     if theirs.sha256 != task.sha256:
-        differing = [key for key, value in task.to_json().items() if theirs.to_json()[key] != value]
+        ours, others = task.to_json(), theirs.to_json()
+        # As text, because the order of features counts and dicts of other order are equal.
+        differing = [key for key in ours if json.dumps(ours[key]) != json.dumps(others[key])]
         raise FederationError(
             f"site {site.site!r}: its task differs from the run's in "
             f"{', '.join(f'[{key}]' for key in differing)} (hash {theirs.sha256[:12]}, expected "

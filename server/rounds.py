@@ -9,89 +9,67 @@ import json
 import math
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord
-from flwr.serverapp import Grid
+import numpy as np
+from flwr.app import ArrayRecord, Message
+from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
-from medfusion.data.thresholds import Selection, select_features, selection_sensitivity
-from medfusion.errors import FederationError
-from medfusion.models.contract import trainable_state
+from medfusion.data.thresholds import (
+    Selection,
+    feature_label_histograms,
+    select_features,
+    selection_sensitivity,
+)
+from medfusion.errors import FederationError, MedFusionError
+from medfusion.evaluation.score_histograms import BINS, NOISED_BINS
+from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.registry import build_model, modalities_of
-from medfusion.models.spec import FeatureAxis
-from medfusion.privacy.plan import DpPlan
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import (
     Request,
     RunSettings,
-    SiteDescription,
     read_histograms,
     request_config,
     request_content,
 )
 from server.checkpoint import Checkpoint, CheckpointStore
-from server.exchange import Replies, broadcast, exchange
+from server.exchange import Check, Replies, broadcast, exchange
 from server.federated_metrics import federated_metrics
 from server.local_selection import fill_unselected
 from server.progress import RunProgress
-from server.roster import Roster
-
-Histograms = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run leaves: the model, what it needs to be used, and what was measured."""
-
-    arrays: ArrayRecord
-    selection: Selection | None
-    sites: dict[str, SiteDescription]
-    rounds: list[dict[str, Any]]
-    histograms: Histograms
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; plain data, so that a checkpoint can hold it."""
-
-    selection: Selection | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    histograms: Histograms = field(default_factory=dict)
+from server.reply_checks import check_histograms, check_mask, check_trained
+from server.results import write_rounds
+from server.roster_grid import RosterGrid
+from server.run_state import Cost, Outcome, Progress, RunContext
 
 
 class RoundLoop:
     """One run of one federation."""
 
     def __init__(
-        self,
-        grid: Grid,
-        config: RunConfig,
-        task: Task,
-        strategy: Strategy,
-        plans: Mapping[str, DpPlan],
-        store: CheckpointStore,
-        progress: RunProgress,
-        *,
-        simulated: bool,
+        self, context: RunContext, strategy: Strategy, store: CheckpointStore, show: RunProgress
     ) -> None:
-        self._grid = grid
-        self._config = config
-        self._task = task
+        self._context = context
+        self._config = context.config
+        self._task = context.task
+        self._roster = context.roster
         self._strategy = strategy
-        self._plans = plans
         self._store = store
-        self._show = progress
-        self._simulated = simulated  # then all data are the researcher's, to be mended at once
-        self._settings = run_settings(config, task)
+        self._show = show
+        self._settings = run_settings(context.config, context.task)
+        model = build_model(context.config.model, context.task, seed=context.config.run.seed)
+        self._start = to_record(trainable_state(model))
+        self._frozen = frozen_sha256(model)
+        local = self._settings.selection.method == "local"
+        self._columns = model.feature_rows() if local else {}
 
-    def run(self, roster: Roster) -> Outcome:
+    def run(self) -> Outcome:
         """Select, train for the configured rounds, evaluate; resume where a checkpoint stands.
 
         Raises
@@ -99,34 +77,38 @@ class RoundLoop:
         FederationError
             If fewer sites than the quorum answer, or the model diverges.
         """
-        model = build_model(self._config.model, self._task, seed=self._config.run.seed)
         resumed = self._store.load(self._strategy)
         rounds = self._config.run.rounds
         done = resumed.round if resumed else 0
-        self._show.start(roster.sites, rounds=rounds, done=done)
+        self._show.start(self._roster.sites, rounds=rounds, done=done)
         if resumed:
-            state = self._from_json(resumed.progress)
             arrays = resumed.arrays
+            state = Progress.from_json(resumed.progress, self._task)
+            write_rounds(self._context.folder, state.rounds)
         else:
-            state = Progress(selection=self._select(roster))
-            arrays = to_record(trainable_state(model))
-        columns = model.feature_rows() if self._settings.selection.method == "local" else {}
+            arrays, state = self._start, Progress()
+            state.selection = self._select(state.cost)
         for number in range(done + 1, rounds + 1):
-            arrays, line = self._round(number, arrays, state, roster, columns)
+            arrays, line = self._round(number, arrays, state)
             state.rounds.append(line)
-            self._store.save(Checkpoint(number, arrays, self._to_json(state)), self._strategy)
+            self._store.save(Checkpoint(number, arrays, state.to_json()), self._strategy)
+            write_rounds(self._context.folder, state.rounds)
             self._show.round_done(line, rounds=rounds)
-        return Outcome(arrays, state.selection, roster.sites, state.rounds, state.histograms)
+        return Outcome(arrays, self._frozen, state)
 
-    def deliver(self, outcome: Outcome, card: dict[str, Any], roster: Roster) -> None:
+    def deliver(self, outcome: Outcome, card: dict[str, Any]) -> None:
         """Send the final model and its description to every hospital."""
         self._show.phase("delivering the model")
-        request = self._request(outcome.selection, card=card)
-        messages = broadcast("deliver", request_content(request, outcome.arrays), roster.nodes)
-        replies = self._exchange(messages, roster, number=self._config.run.rounds)
-        replies.require(self._config.server.min_sites, sound_data=self._simulated)
+        request = self._request(outcome.progress.selection, card=card)
+        nodes = list(self._connected().get_node_ids())
+        for node in set(self._roster.nodes) - set(nodes):
+            self._show.warn(f"site {self._roster.names[node]} is gone: it gets no model")
+        messages = broadcast("deliver", request_content(request, outcome.arrays), nodes)
+        cost = Cost()
+        self._exchange(messages, cost, number=self._config.run.rounds)
+        outcome.progress.cost.add(cost)
 
-    def _select(self, roster: Roster) -> Selection | None:
+    def _select(self, total: Cost) -> Selection | None:
         """Sum the sites' histograms and choose features from the sum."""
         options = self._settings.selection
         if options.method != "federated" or "tabular" not in modalities_of(
@@ -134,44 +116,30 @@ class RoundLoop:
         ):
             return None
         self._show.phase("selecting features")
-        replies = self._exchange(
-            broadcast("select", request_content(self._request(None)), roster.nodes), roster
+        content = request_content(self._request(None))
+        messages = broadcast("select", content, self._connected().get_node_ids())
+        features, labels = len(self._task.features), len(self._task.labels.names)
+        nobody = feature_label_histograms(
+            np.zeros((0, features)), np.zeros((0, labels)), self._task
         )
-        replies.require(self._config.server.min_sites, sound_data=self._simulated)
-        total = sum(read_histograms(reply.content) for reply in replies.good.values())
-        assert not isinstance(total, int)
-        multipliers = [
-            self._plans[name].selection_noise or 0.0 for name in replies.good if name in self._plans
-        ]
+        cost = Cost()
+        replies = self._exchange(messages, cost, check=partial(self._check_counts, nobody.shape))
+        total.add(cost)
+        histograms = np.sum([read_histograms(r.content) for r in replies.good.values()], axis=0)
+        plans = self._context.plans
+        multipliers = [plans[name].selection_noise or 0.0 for name in replies.good if name in plans]
         noise = selection_sensitivity(self._task) * math.hypot(*multipliers)
-        return select_features(total, self._task, options.top_n, noise=noise)
+        return select_features(histograms, self._task, options.top_n, noise=noise)
 
     def _round(
-        self,
-        number: int,
-        arrays: ArrayRecord,
-        state: Progress,
-        roster: Roster,
-        columns: dict[str, FeatureAxis],
+        self, number: int, arrays: ArrayRecord, state: Progress
     ) -> tuple[ArrayRecord, dict[str, Any]]:
         """Train one round and, where the plan says so, evaluate the new model."""
-        start = time.monotonic()
         self._show.phase(f"round {number}: training")
-        replies = self._train(number, arrays, state.selection, roster)
-        if columns:
-            fill_unselected(replies.good, arrays, columns)
-        before = from_record(arrays)
-        aggregated, _ = self._strategy.aggregate_train(number, list(replies.good.values()))
-        if aggregated is None:
-            raise FederationError(f"round {number}: the strategy returned no model")
-        after = from_record(aggregated)
-        norm = math.sqrt(sum(float((after[n] - before[n]).double().square().sum()) for n in after))
-        if not math.isfinite(norm):
-            raise FederationError(
-                f"round {number}: the model diverged (NaN or infinity); the last good one is in "
-                "the checkpoint folder. Try a lower training.learning_rate"
-            )
-        arrays = to_record(after)
+        cost = Cost()
+        start = time.monotonic()
+        replies = self._train(number, arrays, state.selection, cost)
+        arrays, norm = self._aggregate(number, arrays, replies)
         line: dict[str, Any] = {
             "schema": 1,
             "round": number,
@@ -180,74 +148,118 @@ class RoundLoop:
             "metrics": None,
         }
         if number in self._config.evaluation_rounds():
-            line["metrics"], evaluated = self._evaluate(number, arrays, state, roster)
-            replies.bytes_up += evaluated.bytes_up
-            replies.bytes_down += evaluated.bytes_down
-        line |= {"bytes_up": replies.bytes_up, "bytes_down": replies.bytes_down}
-        line["seconds"] = round(time.monotonic() - start, 4)
-        return arrays, line
+            line["metrics"] = self._evaluate(number, arrays, state, cost)
+        cost.seconds = round(time.monotonic() - start, 4)
+        state.cost.add(cost)
+        return arrays, line | asdict(cost)
 
     def _train(
-        self, number: int, arrays: ArrayRecord, selection: Selection | None, roster: Roster
+        self, number: int, arrays: ArrayRecord, selection: Selection | None, cost: Cost
     ) -> Replies:
         # Strategies draw sites from Python's global generator: pin it, also across a resume.
         random.seed(f"{self._config.run.seed}/{number}")
         messages = self._strategy.configure_train(
-            number, arrays, request_config(self._request(selection)), self._grid
+            number, arrays, request_config(self._request(selection)), self._connected()
         )
-        replies = self._exchange(list(messages), roster, number=number)
-        replies.require(self._config.server.min_sites, sound_data=self._simulated)
-        return replies
+        expected = from_record(arrays)
+
+        def check(name: str, reply: Message) -> None:
+            check_trained(
+                reply,
+                expected,
+                patients=self._roster.sites[name].patients_public,
+                reports_loss=self._settings.report_loss,
+            )
+            if self._columns:
+                check_mask(reply, len(self._task.columns))
+
+        return self._exchange(list(messages), cost, number=number, check=check)
+
+    def _aggregate(
+        self, number: int, incoming: ArrayRecord, replies: Replies
+    ) -> tuple[ArrayRecord, float]:
+        """Return the new model and the L2 norm of the step that led to it."""
+        if self._columns:
+            fill_unselected(replies.good, incoming, self._columns)
+        before = from_record(incoming)
+        try:
+            found, _ = self._strategy.aggregate_train(number, list(replies.good.values()))
+        except AppExitException as error:
+            raise FederationError(f"round {number}: the replies do not combine: {error}") from None
+        if found is None:
+            raise FederationError(f"round {number}: the strategy returned no model")
+        after = from_record(found)
+        norm = math.sqrt(sum(float((after[n] - before[n]).double().square().sum()) for n in after))
+        if not math.isfinite(norm):
+            raise FederationError(
+                f"round {number}: the model diverged (NaN or infinity); the last good one is in "
+                "the checkpoint folder. Try a lower training.learning_rate"
+            )
+        return to_record(after), norm
 
     def _evaluate(
-        self, number: int, arrays: ArrayRecord, state: Progress, roster: Roster
-    ) -> tuple[dict[str, Any], Replies]:
+        self, number: int, arrays: ArrayRecord, state: Progress, cost: Cost
+    ) -> dict[str, Any]:
+        """Bring the sites' score histograms to ``state``; return the metrics of their sum."""
         self._show.phase(f"round {number}: evaluating")
         messages = self._strategy.configure_evaluate(
-            number, arrays, request_config(self._request(state.selection)), self._grid
+            number, arrays, request_config(self._request(state.selection)), self._connected()
         )
-        replies = self._exchange(list(messages), roster, number=number)
-        replies.require(self._config.server.min_sites, sound_data=self._simulated)
-        self._strategy.aggregate_evaluate(number, list(replies.good.values()))
+        bins = NOISED_BINS if self._settings.privacy.enabled else BINS
+        shape = (len(self._task.labels.names), 2, bins)
+        check = partial(self._check_counts, shape)
+        replies = self._exchange(list(messages), cost, number=number, check=check)
         state.histograms = {
             name: read_histograms(reply.content) for name, reply in replies.good.items()
         }
-        metrics = federated_metrics(state.histograms, self._plans)
+        metrics = federated_metrics(state.histograms, self._context.plans)
         auroc = dict(zip(self._task.labels.names, metrics.auroc, strict=True))
-        return {"auroc_macro": metrics.auroc_macro, "auroc": auroc}, replies
+        return {"auroc_macro": metrics.auroc_macro, "auroc": auroc}
+
+    def _check_counts(self, shape: tuple[int, ...], name: str, reply: Message) -> None:
+        check_histograms(reply, shape, patients=self._roster.sites[name].patients_public)
 
     def _request(self, selection: Selection | None, **parts: Any) -> Request:
         chosen = selection.to_json() if selection else None
-        return Request(settings=self._settings, selection=chosen, **parts)
+        return Request(
+            settings=self._settings, frozen_sha256=self._frozen, selection=chosen, **parts
+        )
 
-    def _exchange(self, messages: list[Any], roster: Roster, *, number: int = 0) -> Replies:
-        return exchange(
-            self._grid,
+    def _connected(self) -> RosterGrid:
+        server = self._config.server
+        return RosterGrid(
+            self._context.grid,
+            self._roster,
+            quorum=server.min_sites,
+            timeout=server.round_timeout,
+        )
+
+    def _exchange(
+        self,
+        messages: list[Message],
+        cost: Cost,
+        *,
+        number: int = 0,
+        check: Check = lambda name, reply: None,
+    ) -> Replies:
+        """Exchange messages, count their cost, and require the quorum."""
+        start = time.monotonic()
+
+        def on_reply(name: str, seconds: float, error: MedFusionError | None) -> None:
+            failed = str(error) if error else None
+            self._show.site_replied(name, round=number, seconds=seconds, failed=failed)
+
+        replies = exchange(
+            self._context.grid,
             messages,
-            roster.names,
+            self._roster.names,
             timeout=self._config.server.round_timeout,
-            on_reply=lambda name, seconds, error: self._show.site_replied(
-                name, round=number, seconds=seconds, failed=str(error) if error else None
-            ),
+            check=check,
+            on_reply=on_reply,
         )
-
-    def _to_json(self, state: Progress) -> dict[str, Any]:
-        return {
-            "selection": state.selection.to_json() if state.selection else None,
-            "rounds": state.rounds,
-            "histograms": {name: array.tolist() for name, array in state.histograms.items()},
-        }
-
-    def _from_json(self, data: dict[str, Any]) -> Progress:
-        chosen = data["selection"]
-        return Progress(
-            selection=Selection.from_json(chosen, self._task) if chosen else None,
-            rounds=data["rounds"],
-            histograms={
-                name: torch.tensor(rows, dtype=torch.float64).numpy()
-                for name, rows in data["histograms"].items()
-            },
-        )
+        cost.add(Cost(time.monotonic() - start, replies.bytes_up, replies.bytes_down))
+        replies.require(self._config.server.min_sites, sound_data=self._context.simulated)
+        return replies
 
 
 def run_settings(config: RunConfig, task: Task) -> RunSettings:

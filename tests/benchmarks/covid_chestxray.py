@@ -37,7 +37,7 @@ def main() -> None:
     config = str(cohort / "config.toml")
     for name, arms in (
         ("regimes", ["--regimes", "pooled,local,federated"]),
-        ("modalities", ["--vary", f"model.modalities={MODALITIES}"]),
+        ("modalities", ["--regimes", "federated", "--vary", f"model.modalities={MODALITIES}"]),
     ):
         command = ["compare", config, "--out", str(a.out / name), *arms, *common]
         subprocess.run([*medfusion, *command], check=True)

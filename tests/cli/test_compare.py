@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import typer
 from tabular_cohort import write_ward
 from typer.testing import CliRunner, Result
 
+import medfusion.cli.compare as compare_command
 from medfusion.cli.compare import compare
 from medfusion.errors import ConfigError, MedFusionError, UsageError
 
@@ -70,6 +72,21 @@ def test_regimes_and_selections_side_by_side(config, tmp_path):
     assert again.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == before
     assert json.loads((out / "compare.json").read_text()) == found
+
+
+def test_a_run_killed_before_its_sites_models_are_kept_goes_on(config, tmp_path, monkeypatch):
+    arguments = ("--regimes", "federated", "--set", "selection.method=local")
+    with monkeypatch.context() as killed:
+        killed.setattr(compare_command, "_keep_delivered", lambda sites, out: os._exit(9))
+        assert "ended unexpectedly" in str(call(config, tmp_path / "cut", *arguments).exception)
+    assert list((tmp_path / "cut").glob("runs/*/summary.json"))
+    results = []
+    for name in ("cut", "whole"):
+        result = call(config, tmp_path / name, *arguments)
+        assert result.exit_code == 0, result.output + str(result.exception)
+        results.append(json.loads((tmp_path / name / "compare.json").read_text()))
+    assert results[0] == results[1]
+    assert "resumed after round 2" in next((tmp_path / "cut").glob("runs/*/log.txt")).read_text()
 
 
 def test_folds_under_privacy(config, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,9 @@ class FakeRunner:
         }
         save_model(out / "model", trainable_state(model), card)
         (out / "summary.json").write_text("{}")
+        if config.selection.method == "local":
+            for site in sites:
+                shutil.copytree(out / "model", out / "delivered" / site.name)
 
 
 @pytest.fixture
@@ -178,6 +182,19 @@ def test_a_run_that_only_lacks_its_scores_is_scored(config, tmp_path):
     runner = FakeRunner()
     assert run(plan(config, regimes=["pooled"]), runner, tmp_path) == result
     assert runner.runs == []
+
+
+def test_under_local_selection_a_run_is_done_once_the_sites_models_are_kept(config, tmp_path):
+    comparison = plan(config, regimes=["federated"], overrides=["selection.method=local"])
+    result = run(comparison, FakeRunner(), tmp_path)
+    (logits,) = tmp_path.rglob("logits.npy")
+    for lost, runs in (([], 0), ([logits.parent / "delivered"], 1)):
+        logits.unlink()
+        for folder in lost:
+            shutil.rmtree(folder)
+        runner = FakeRunner()
+        assert run(comparison, runner, tmp_path) == result
+        assert len(runner.runs) == runs
 
 
 def test_changed_data_or_settings_run_again(config, tmp_path):

@@ -14,14 +14,13 @@ from medfusion.data.cohorts.synthetic import write_cohort
 SETTINGS = [
     "run.rounds=12",
     "training.batch_size=8",
-    "strategy.name=fedadam",
     "model.name=logistic",
 ]
 DEADLINE = 120.0
 
 
-def command(cohort: Path, out: Path) -> list[str]:
-    sets = [part for setting in SETTINGS for part in ("--set", setting)]
+def command(cohort: Path, out: Path, *extra: str) -> list[str]:
+    sets = [part for setting in (*SETTINGS, *extra) for part in ("--set", setting)]
     code = "from medfusion.cli.main import app; app()"
     return [
         sys.executable,
@@ -47,17 +46,22 @@ def wait_for(condition, what: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_same_model_as_uninterrupted(how, tmp_path):
+@pytest.mark.parametrize(
+    ("how", "strategy", "selection"),
+    [(signal.SIGKILL, "fedadam", "federated"), (signal.SIGINT, "fedavg", "local")],
+)
+def test_same_model_as_uninterrupted(how, strategy, selection, tmp_path):
     cohort = tmp_path / "cohort"
     write_cohort(cohort, sites=2, patients=60, seed=3)
-    subprocess.run(command(cohort, tmp_path / "whole"), check=True, capture_output=True)
+    settings = (f"strategy.name={strategy}", f"selection.method={selection}")
+    whole = tmp_path / "whole"
+    subprocess.run(command(cohort, whole, *settings), check=True, capture_output=True)
 
     cut = tmp_path / "cut"
     process = subprocess.Popen(
-        command(cohort, cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(cohort, cut, *settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: list(cut.glob("checkpoint/round-00000[3-9]")), "a checkpoint")
+    wait_for(lambda: list(cut.glob("checkpoint/round-00000[3-9].safetensors")), "a checkpoint")
     workers = children_of(process.pid)
     process.send_signal(how)
     assert process.wait(timeout=DEADLINE) != 0
@@ -65,10 +69,15 @@ def test_same_model_as_uninterrupted(how, tmp_path):
     wait_for(lambda: not any(_alive(pid) for pid in workers), "the workers' end")
     assert not (cut / "summary.json").exists()
 
-    again = subprocess.run(command(cohort, cut), check=True, capture_output=True, text=True)
+    again = subprocess.run(
+        command(cohort, cut, *settings), check=True, capture_output=True, text=True
+    )
     assert "resumed after round" in again.stderr
-    for name in ("model/model.safetensors", "histograms.json", "model/model.json"):
-        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    names = ["model/model.safetensors", "histograms.json", "model/model.json"]
+    delivered = [str(path.relative_to(whole)) for path in whole.glob("state/*/models/*/model.*")]
+    assert len(delivered) == 4
+    for name in names + delivered:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def _alive(pid: int) -> bool:

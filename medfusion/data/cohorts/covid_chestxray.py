@@ -88,7 +88,7 @@ def import_cohort(src: Path, out: Path) -> Imported:
         task = write_task(folder, _task_sections())
         sites = _write_sites(folder, table, columns, images)
         write_config(
-            folder, task=task, sites=len(sites), rounds=20, batch_size=8, learning_rate=2e-3
+            folder, task=task, sites=len(sites), rounds=10, batch_size=16, learning_rate=1e-3
         )
     return Imported(sites=tuple(sites), notices=(*notices, *_shared_patients(table)))
 

@@ -135,7 +135,7 @@ def test_declared_patients_are_the_training_patients_and_the_config_runs(tmp_pat
     src = write_source(tmp_path / "src")
     imported = import_cohort(src, tmp_path / "out")
     config = load_config(tmp_path / "out" / "config.toml")
-    assert (config.run.rounds, config.server.min_sites, config.model.size) == (20, 2, "tiny")
+    assert (config.run.rounds, config.server.min_sites, config.model.size) == (10, 2, "tiny")
     assert config.privacy.enabled
     for summary in imported.sites:
         data = load_site_data(tmp_path / "out" / "sites" / summary.name)

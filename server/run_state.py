@@ -1,0 +1,96 @@
+"""What a run is given, what it has done so far, and what it leaves."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from medfusion.config import RunConfig
+from medfusion.data.task import Task
+from medfusion.data.thresholds import Selection
+from medfusion.privacy.plan import DpPlan
+from server.roster import Roster
+
+Histograms = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run is given.
+
+    Attributes
+    ----------
+    plans
+        The sites' privacy plans by name; empty without privacy.
+    folder
+        The run folder.
+    simulated
+        All data are the researcher's own: wrong ones stop the run, to be mended at once.
+    """
+
+    grid: Grid
+    config: RunConfig
+    task: Task
+    roster: Roster
+    plans: Mapping[str, DpPlan]
+    folder: Path
+    simulated: bool
+
+
+@dataclass
+class Cost:
+    """Time and traffic of a part of a run."""
+
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add(self, other: "Cost") -> None:
+        """Count another part as well."""
+        self.seconds = round(self.seconds + other.seconds, 4)
+        self.bytes_up += other.bytes_up
+        self.bytes_down += other.bytes_down
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone."""
+
+    selection: Selection | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    histograms: Histograms = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` turns into an equal object."""
+        return {
+            "selection": self.selection.to_json() if self.selection else None,
+            "rounds": self.rounds,
+            "histograms": {name: array.tolist() for name, array in self.histograms.items()},
+            "cost": asdict(self.cost),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], task: Task) -> Self:
+        """Read what a checkpoint holds."""
+        chosen = data["selection"]
+        return cls(
+            selection=Selection.from_json(chosen, task) if chosen else None,
+            rounds=data["rounds"],
+            histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
+            cost=Cost(**data["cost"]),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves: the model, what it needs to be used, and what was measured."""
+
+    arrays: ArrayRecord
+    frozen_sha256: str
+    progress: Progress
