@@ -1,7 +1,7 @@
 """The run loop: drives any Flower strategy through a run that survives faults.
 
 Flower's own ``Strategy.start`` knows no start round, quorum, checkpoint or NaN check; the loop
-here calls the strategy's four steps itself and adds them.
+here calls the strategy's steps itself and adds them.
 """
 
 import hashlib
@@ -101,8 +101,9 @@ class RoundLoop:
         self._show.phase("delivering the model")
         request = self._request(outcome.progress.selection, card=card)
         nodes = list(self._connected().get_node_ids())
-        for node in set(self._roster.nodes) - set(nodes):
-            self._show.warn(f"site {self._roster.names[node]} is gone: it gets no model")
+        for node, name in self._roster.names.items():
+            if node not in nodes:
+                self._show.warn(f"site {name} is gone: it gets no model")
         messages = broadcast("deliver", request_content(request, outcome.arrays), nodes)
         cost = Cost()
         self._exchange(messages, cost, number=self._config.run.rounds)

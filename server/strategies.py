@@ -68,6 +68,11 @@ def build_strategy(options: StrategyOptions, *, min_sites: int) -> Strategy:
     }
     schema: type[Options] = create_model(f"{options.name}Options", __base__=Options, **fields)
     checked = schema.parse(options.settings, where=f"[strategy] {options.name}")
+    fraction = getattr(checked, "fraction_train", 1.0)
+    if not 0 < fraction <= 1:  # Flower would wait for more nodes than there are, or train nobody
+        raise ConfigError(
+            f"[strategy] {options.name}: fraction_train = {fraction}: expected above 0, at most 1"
+        )
     ours: dict[str, Any] = {
         "min_train_nodes": min_sites,
         "min_evaluate_nodes": min_sites,

@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from medfusion.config import RunConfig
 
 _RUNS = Path("runs")
+_DEMO_PATIENTS = 1500  # per hospital
+_DEMO = (  # what trains in two minutes on two cores: few steps, large batches
+    "run.name=demo",
+    "run.rounds=8",
+    "training.steps=6",
+    "training.batch_size=256",
+    "training.optimizer=sgd",
+    "training.momentum=0.9",
+    "training.learning_rate=0.3",
+    "evaluation.every=4",
+)
 
 
 def simulate(
@@ -35,7 +46,7 @@ def simulate(
 
     overrides = override or []
     if config is None:
-        config = _demo_cohort(out)
+        config, overrides = _demo_cohort(out), [*_DEMO, *overrides]
     loaded = load_config(config, overrides)
     folder = out or _next_folder(loaded.run.name)
     finished = (folder / "summary.json").exists()
@@ -61,7 +72,7 @@ def _demo_cohort(out: Path | None) -> Path:
     cohort = (out.parent if out else _RUNS) / "demo-cohort"
     if not (cohort / "config.toml").exists():
         typer.echo(f"writing a synthetic cohort of four hospitals to {cohort}")
-        write_cohort(cohort, sites=4, patients=600, seed=0)
+        write_cohort(cohort, sites=4, patients=_DEMO_PATIENTS, seed=0)
     return cohort / "config.toml"
 
 

@@ -95,6 +95,24 @@ def test_a_private_run_leaves_all_that_is_promised(
     assert not (cohort / "state").exists()
 
 
+def test_a_finished_run_is_shown_again_and_another_is_refused(
+    simulate: Simulate, tmp_path: Path
+) -> None:
+    def files() -> dict[Path, int]:
+        found = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    assert simulate(*LOGISTIC)[0] == 0
+    before = files()
+    code, printed, _ = simulate(*LOGISTIC)
+    assert code == 0
+    assert "alder" in printed
+    code, _, told = simulate(*LOGISTIC, "run.seed=9")
+    assert code == 2
+    assert "other settings" in told
+    assert files() == before
+
+
 def test_the_sites_own_state_is_shared_with_no_node(simulate: Simulate, cohort: Path) -> None:
     options = ("--use-site-state",)
     state = load_site_data(cohort / "sites" / "birch").state
@@ -195,7 +213,9 @@ def _draft_no_site(cohort: Path) -> None:
 
 
 BAD_INPUT = {
-    "misspelt key": (_misspell, LOGISTIC, 2, ["config.toml", "'training.batchsize'", "'batch_size'"]),
+    "misspelt key": (
+        _misspell, LOGISTIC, 2, ["config.toml", "'training.batchsize'", "'batch_size'"],
+    ),
     "value outside its range": (
         _set_cell("heart_rate", "777.5"), LOGISTIC, 1,
         ["studies.csv", "row 3", "'heart_rate'", "40", "200"],

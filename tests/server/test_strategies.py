@@ -33,6 +33,8 @@ def test_options_reach_the_strategy():
         ({"name": "fedvag"}, "did you mean 'fedavg'"),
         ({"name": "fedadam", "etha": 1.0}, "did you mean 'eta'"),
         ({"name": "fedadam", "eta": "fast"}, "eta"),
+        ({"name": "fedavg", "fraction_train": 1.5}, "fraction_train"),
+        ({"name": "fedavg", "fraction_train": 0.0}, "fraction_train"),
         ({"name": "qfedavg"}, "missing key 'client_learning_rate'"),
         ({"name": "fedavg", "min_train_nodes": 1}, "unknown key 'min_train_nodes'"),
     ],

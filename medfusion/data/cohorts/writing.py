@@ -94,7 +94,7 @@ def write_config(
         "privacy": {
             "enabled": True,
             "target_epsilon": 8.0,
-            "shares": {"selection": 0.1, "training": 0.8, "metrics": 0.1},
+            "shares": {"selection": 0.1, "training": 0.7, "metrics": 0.2},
             "max_grad_norm": 1.0,
         },
         "strategy": {"name": "fedavg"},

@@ -78,7 +78,7 @@ def _seconds(run: Run, numbers: list[int]) -> Figure:
     ]
     traces.append(_line(numbers, [line["seconds"] for line in run.rounds], "whole round"))
     figure = _figure("seconds", "Seconds", traces, y="seconds", x="round", from_zero=True)
-    figure["note"] = "Blue: whole round. Grey: each hospital's own work." if shown else ""
+    figure["note"] = "Blue: whole round. Grey: until each hospital answered." if shown else ""
     return figure
 
 
