@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,11 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
         "sites": {name: array.tolist() for name, array in found.items()},
     }
     write_json(folder / "histograms.json", histograms)
-    _finish(folder, _summary(context, outcome.progress))
+    summary = _summary(context, outcome.progress)
+    from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
+
+    build_report(folder, summary=summary)
+    write_json(folder / "summary.json", summary)
 
 
 def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:
@@ -81,26 +84,6 @@ def _summary(context: RunContext, progress: Progress) -> dict[str, Any]:
         **asdict(progress.cost),
         "seed": context.config.run.seed,
     }
-
-
-def _finish(folder: Path, summary: dict[str, Any]) -> None:
-    """Write the report, then the summary.
-
-    The report is built from a run folder with a summary, so both are made beside the results,
-    in a folder that links to them, and moved in that order.
-    """
-    from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
-
-    staged = folder / ".finish"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    for name in ("config.toml", "rounds.jsonl", "histograms.json", "model"):
-        (staged / name).symlink_to(Path("..") / name)
-    write_json(staged / "summary.json", summary)
-    build_report(staged)
-    for name in ("report.html", "summary.json"):
-        os.replace(staged / name, folder / name)
-    shutil.rmtree(staged)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

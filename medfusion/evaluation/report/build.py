@@ -12,10 +12,11 @@ from medfusion.evaluation.report import figures, tables
 from medfusion.evaluation.report.run_folder import Run, read_run
 
 
-def build_report(run_dir: Path) -> Path:
+def build_report(run_dir: Path, *, summary: dict[str, Any] | None = None) -> Path:
     """Write ``report.html`` into a run folder and return its path.
 
-    Reads ``summary.json`` and, where they exist, ``rounds.jsonl``, ``histograms.json``,
+    Reads ``summary.json`` (unless ``summary`` is its content, about to be written) and, where
+    they exist, ``rounds.jsonl``, ``histograms.json``,
     ``model/model.json`` and ``config.toml``.
 
     Raises
@@ -23,7 +24,7 @@ def build_report(run_dir: Path) -> Path:
     DataError
         If the folder is not a finished run's, or a file is damaged or of another schema.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, summary=summary)
     # Everything is escaped, names of hospitals and labels above all: they come from outside.
     environment = Environment(
         loader=PackageLoader("medfusion.evaluation.report", "."),

@@ -54,15 +54,15 @@ class Run:
         return dict(self.card.get("privacy") or {})
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run folder; only ``summary.json`` must be there.
+def read_run(folder: Path, *, summary: dict[str, Any] | None = None) -> Run:
+    """Read a run folder; only ``summary.json`` must be there, unless ``summary`` is given.
 
     Raises
     ------
     DataError
         If the folder is not a finished run's, or a file is damaged or of another schema.
     """
-    summary = _read_json(folder / "summary.json")
+    summary = summary or _read_json(folder / "summary.json")
     if summary is None:
         raise DataError(f"{folder}: no summary.json; expected the folder of a finished run")
     card = _read_json(folder / "model" / "model.json") or {}
