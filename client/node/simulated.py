@@ -17,8 +17,11 @@ def simulated_secret(seed: int, site: str) -> bytes:
 
 
 def node_app(data: SiteData, state: Path, secret: bytes | None) -> ClientApp:
-    """Return the relay app wired straight to a Node; without a secret, the state's own is used."""
+    """Return the relay app wired straight to a Node.
+
+    Without a secret the state folder's own is used, and the site's policy holds in full.
+    """
     node_state = NodeState(state)
     own = node_state.secret() if secret is None else secret
-    node = Node(data, node_state, own, simulated=True)
+    node = Node(data, node_state, own, simulated=secret is not None)
     return relay_app(lambda context: node.handle)

@@ -10,16 +10,15 @@ if TYPE_CHECKING:
     from medfusion.config import RunConfig
 
 _RUNS = Path("runs")
-_DEMO_PATIENTS = 1500  # per hospital
+_DEMO_PATIENTS = 3000  # per hospital
 _DEMO = (  # what trains in two minutes on two cores: few steps, large batches
     "run.name=demo",
     "run.rounds=8",
-    "training.steps=6",
+    "training.steps=8",
     "training.batch_size=256",
     "training.optimizer=sgd",
     "training.momentum=0.9",
-    "training.learning_rate=0.3",
-    "evaluation.every=4",
+    "training.learning_rate=0.5",
 )
 
 

@@ -113,7 +113,8 @@ def validate_studies(site: Site, table: Table) -> tuple[Studies, list[Finding]]:
     )
     if n == 0:
         reader.report("no-studies", table.name, "expected at least one study, found no rows")
-    reader.findings.extend(_doubled_studies(studies, table.name))
+    column = local_name(site, task.task.study)
+    reader.findings.extend(_doubled_studies(studies, f"{table.name}, column {column!r}"))
     return studies.take(np.argsort(study_ids, kind="stable")), reader.findings
 
 
@@ -209,6 +210,7 @@ def _doubled_studies(studies: Studies, where: str) -> list[Finding]:
     n = int(((counts > 1) & (ids != "")).sum())
     message = (
         f"expected one row for each study, found {plural(n, 'study id')} on several rows "
-        f"({rows_text(studies.rows[doubled])})"
+        f"({rows_text(studies.rows[doubled])}); keep one row of each, or give the others an id of "
+        "their own"
     )
     return [Finding("error", "duplicate-study", where, message)]
