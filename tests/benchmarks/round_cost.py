@@ -46,16 +46,13 @@ def one_arm(
     class Studies:
         """Random studies in memory."""
 
-        labels = torch.randint(0, 2, (patients, 5)).float()
-        known = torch.ones(patients, 5)
-        patients_ = torch.arange(patients)
-        image = torch.rand(patients, 1, pixels, pixels)
-        tabular = torch.rand(patients, 12, 8)
-        tokens = torch.randint(1, 500, (patients, 64))
-
-        @property
-        def patients(self) -> torch.Tensor:
-            return self.patients_
+        def __init__(self) -> None:
+            self.labels = torch.randint(0, 2, (patients, 5)).float()
+            self.known = torch.ones(patients, 5)
+            self.patients = torch.arange(patients)
+            self.image = torch.rand(patients, 1, pixels, pixels)
+            self.tabular = torch.rand(patients, 12, 8)
+            self.tokens = torch.randint(1, 500, (patients, 64))
 
         def inputs(self, index: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
             return {
