@@ -18,7 +18,7 @@ _DEMO = (  # what trains in two minutes on two cores: few steps, large batches
     "training.batch_size=256",
     "training.optimizer=sgd",
     "training.momentum=0.9",
-    "training.learning_rate=0.5",
+    "training.learning_rate=1.5",
 )
 
 
