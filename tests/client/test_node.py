@@ -365,3 +365,11 @@ def test_too_few_patients_for_the_policy_are_refused(cohort, tmp_path):
 def test_local_selection_keeps_its_histograms(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, "selection.method=local")
     assert "stay here" in str(read_error(asker.ask("select", arrays=None)))
+
+
+def test_training_noise_depends_on_the_settings_too(cohort, tmp_path):
+    """The seed changes nothing in a private round but the key of its noise."""
+    usual, other = Asker(cohort, tmp_path / "a"), Asker(cohort, tmp_path / "b", "run.seed=8")
+    other.settings = other.settings.model_copy(update={"run_id": usual.settings.run_id})
+    first, second = (asker.ask("train").array_records[ARRAYS] for asker in (usual, other))
+    assert bytes_of(first) != bytes_of(second)
