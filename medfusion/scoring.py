@@ -3,7 +3,6 @@
 Legend: N studies, L labels.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +107,7 @@ def check_same_task(task: Task, site: SiteData) -> None:
     """Refuse a site whose task is not the model's; raises `DataError`."""
     if site.task.sha256 == task.sha256:
         return
-    ours, theirs = task.to_json(), site.task.to_json()
-    differing = ", ".join(
-        f"[{key}]" for key in ours if json.dumps(ours[key]) != json.dumps(theirs[key])
-    )
+    differing = task.differing_sections(site.task)
     raise DataError(
         f"site {site.name!r}: its task differs from the model's in {differing} (hash "
         f"{site.task.sha256[:12]}, expected {task.sha256[:12]}): give the site the task.toml "

@@ -1,6 +1,5 @@
 """Who takes part: the sites behind the connected nodes, checked before a run starts."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,12 +89,9 @@ def _description(node: str, reply: Message) -> SiteDescription:
 def _check_site(site: SiteDescription, config: RunConfig, task: Task) -> None:
     theirs = Task.parse(site.task, where=f"task of site {site.site!r}")
     if theirs.sha256 != task.sha256:
-        ours, others = task.to_json(), theirs.to_json()
-        # As text, because the order of features counts and dicts of other order are equal.
-        differing = [key for key in ours if json.dumps(ours[key]) != json.dumps(others[key])]
         raise FederationError(
             f"site {site.site!r}: its task differs from the run's in "
-            f"{', '.join(f'[{key}]' for key in differing)} (hash {theirs.sha256[:12]}, expected "
+            f"{task.differing_sections(theirs)} (hash {theirs.sha256[:12]}, expected "
             f"{task.sha256[:12]}): give all sites the same task.toml"
         )
     if config.privacy.enabled and config.privacy.target_epsilon > site.max_epsilon:

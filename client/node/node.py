@@ -120,12 +120,13 @@ class Node:
         if arrays is None or card is None:
             raise FederationError("deliver: expected a model and its description")
         trainer = self._run(request)
-        trainer.check_state(from_record(arrays))
+        state = from_record(arrays)
+        trainer.check_state(state)
         _check_card(card, request.request)
         if settings.selection.method == "local":  # the model reads this site's own features
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
-        save_model(self._state.model_folder(settings.run_id), from_record(arrays), card)
+        save_model(self._state.model_folder(settings.run_id), state, card)
         return reply_with({"delivered": True})
 
 

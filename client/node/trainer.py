@@ -65,6 +65,7 @@ class Trainer:
         self._modalities = modalities_of(settings.model, data.task)
         self._device = choose_device(data.config.compute.device)
         self._model = build_model(settings.model, data.task, seed=settings.seed).to(self._device)
+        self._frozen = frozen_sha256(self._model)
         self._tokenizer = build_tokenizer(settings.model, data.task)
         image = data.task.image
         self._cache = ImageCache(cache, image) if image and "image" in self._modalities else None
@@ -224,7 +225,7 @@ class Trainer:
             raise FederationError("expected a request with a model")
         state = from_record(request.arrays)
         self.check_state(state)
-        if request.request.frozen_sha256 not in (None, frozen_sha256(self._model)):
+        if request.request.frozen_sha256 not in (None, self._frozen):
             raise FederationError(
                 "the frozen text encoder differs between this site and the coordinator: install "
                 "the same files on all sides"

@@ -94,8 +94,8 @@ class ImageCache:
             If images cannot be decoded: how many, and on which rows.
         """
         files = list(dict.fromkeys(path for path in paths if path is not None))
+        digests = dict(zip(files, self.digests(files), strict=True))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = dict(zip(files, pool.map(_digest, files), strict=True))
             unreadable = self._add(digests, pool, on_decode)
         if unreadable:
             bad = [i for i, path in enumerate(paths) if path and digests[path] in unreadable]

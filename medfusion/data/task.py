@@ -162,6 +162,14 @@ class Task(Options):
         offered = {"image": self.image, "tabular": self.features, "text": self.text}
         return tuple(name for name, part in offered.items() if part)
 
+    def differing_sections(self, other: "Task") -> str:
+        """Name the sections in which two tasks differ, as ``[a], [b]``."""
+        ours, theirs = self.to_json(), other.to_json()
+        # As text: the order of features counts, and dicts of another order are equal.
+        return ", ".join(
+            f"[{key}]" for key in ours if json.dumps(ours[key]) != json.dumps(theirs[key])
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that `parse` turns into an equal task."""
         return self.model_dump(mode="json")

@@ -73,7 +73,7 @@ def load_model(folder: Path) -> SavedModel:
     shapes = {name: tuple(p.shape) for name, p in trainable_state(module).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise DataError(f"{folder}: the weights are not those of the model in model.json")
-    if card.get("frozen_sha256", frozen_sha256(module)) != frozen_sha256(module):
+    if "frozen_sha256" in card and card["frozen_sha256"] != frozen_sha256(module):
         raise DataError(
             f"{folder}: the text encoder on this machine is not the one that the model was trained "
             "with: install the same files"
