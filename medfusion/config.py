@@ -56,10 +56,23 @@ class EvaluationOptions(Options):
 
 
 class ServerOptions(Options):
-    """Section ``[server]``: the quorum, and how long a round waits (seconds)."""
+    """Section ``[server]``.
+
+    Attributes
+    ----------
+    min_sites
+        The quorum.
+    round_timeout
+        How long a round waits, in seconds.
+    ema
+        Weight of the past in the running average of the rounds' models, which is then what is
+        evaluated and delivered; 0 delivers the last round's model as it is. Sites train from
+        the last round's model either way.
+    """
 
     min_sites: int = Field(default=2, ge=1)
     round_timeout: float = Field(default=3600.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
 
 
 class RunConfig(Options):
@@ -111,7 +124,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     simulation = config.simulation
     if simulation is not None:
         simulation = SimulationOptions(sites=str(folder / simulation.sites))
-    return config.model_copy(update={"run": run, "simulation": simulation})
+    model = _with_local_init(config.model, folder)
+    return config.model_copy(update={"run": run, "simulation": simulation, "model": model})
+
+
+def _with_local_init(model: ModelOptions, folder: Path) -> ModelOptions:
+    """Make ``init`` absolute, unless it is a name that is no file or folder in ``folder``."""
+    if not isinstance(model, MedFusionNetOptions) or model.init is None:
+        return model
+    path = (folder / model.init).resolve()
+    if Path(model.init).name == model.init and not path.exists():
+        return model  # a name in torchvision's cache
+    return model.model_copy(update={"init": str(path)})
 
 
 def parse_value(text: str) -> Any:
@@ -122,8 +146,11 @@ def parse_value(text: str) -> Any:
         return text
 
 
+_NAMED = (["model"], ["strategy"], ["training", "loss"])
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key in nested dictionaries; another model or strategy starts afresh."""
+    """Set one dotted key in nested dictionaries; another model, strategy or loss starts afresh."""
     key, separator, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not separator or not last or not all(sections):
@@ -134,8 +161,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
     value = parse_value(text.strip())
-    if last == "name" and sections in (["model"], ["strategy"]) and table.get("name") != value:
-        table.clear()  # the other keys were the options of another model or strategy
+    if last == "name" and sections in _NAMED and table.get("name") != value:
+        table.clear()  # the other keys were the options of another model, strategy or loss
     table[last] = value
 
 

@@ -23,7 +23,7 @@ from medfusion.data.thresholds import (
 )
 from medfusion.errors import DataError
 from medfusion.evaluation.metrics import check_logits
-from medfusion.models.registry import build_tokenizer, modalities_of
+from medfusion.models.registry import build_tokenizer, frozen_note_encoder, modalities_of
 from medfusion.models.saved import SavedModel
 from medfusion.prediction import predict_logits
 from medfusion.training.device import choose_device
@@ -70,6 +70,7 @@ def score_part(saved: SavedModel, site: SiteData, part: int, *, cache: Path) -> 
     modalities = modalities_of(saved.options, site.task)
     image = site.task.image if "image" in modalities else None
     device = choose_device(site.config.compute.device)
+    model = saved.module.to(device)
     tensors = StudyTensors.build(
         site.part(part),
         site.task,
@@ -77,9 +78,11 @@ def score_part(saved: SavedModel, site: SiteData, part: int, *, cache: Path) -> 
         modalities=modalities,
         cache=ImageCache(cache, image) if image else None,
         tokenizer=build_tokenizer(saved.options, site.task),
+        note_encoder=frozen_note_encoder(model),
+        note_cache=cache,
     )
     batch = site.config.compute.physical_batch
-    logits = predict_logits(saved.module.to(device), tensors, device, batch=batch)
+    logits = predict_logits(model, tensors, device, batch=batch)
     check_logits(logits)
     return Scores(
         logits, tensors.labels.numpy(), tensors.known.numpy(), site.part(part).patient_ids

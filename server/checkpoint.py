@@ -20,17 +20,22 @@ from safetensors.numpy import save_file
 from medfusion.errors import ConfigError
 
 _PREFIX, _SUFFIX = "round-", ".safetensors"
-_MODEL, _STRATEGY = "model/", "strategy/"
+_MODEL, _AVERAGE, _STRATEGY = "model/", "average/", "strategy/"
 _KEPT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after ``round``; ``progress`` is the run loop's own JSON data."""
+    """The state of a run after ``round``.
+
+    ``progress`` is the run loop's own JSON data; ``average`` is the running average of the
+    models, None where there is none.
+    """
 
     round: int
     arrays: ArrayRecord
     progress: dict[str, Any]
+    average: ArrayRecord | None = None
 
 
 class CheckpointStore:
@@ -51,10 +56,13 @@ class CheckpointStore:
             "strategy": layout,
             "progress": checkpoint.progress,
         }
-        model = {_MODEL + name: array for name, array in _numpy(checkpoint.arrays).items()}
+        arrays |= {_MODEL + name: array for name, array in _numpy(checkpoint.arrays).items()}
+        if checkpoint.average is not None:
+            average = _numpy(checkpoint.average)
+            arrays |= {_AVERAGE + name: array for name, array in average.items()}
         target = self._folder / f"{_PREFIX}{checkpoint.round:06d}{_SUFFIX}"
         partial = self._folder / f".{target.name}.partial"
-        save_file(model | arrays, partial, metadata={"state": json.dumps(state)})
+        save_file(arrays, partial, metadata={"state": json.dumps(state)})
         _sync(partial)
         partial.rename(target)
         _sync(self._folder)
@@ -82,12 +90,16 @@ class CheckpointStore:
                 "same ones to resume it, or another --out"
             )
         _restore(strategy, state["strategy"], arrays)
-        names = sorted(name for name in arrays if name.startswith(_MODEL))
-        record = ArrayRecord({name.removeprefix(_MODEL): Array(arrays[name]) for name in names})
-        return Checkpoint(round=state["round"], arrays=record, progress=state["progress"])
+        model, average = (_record(arrays, prefix) for prefix in (_MODEL, _AVERAGE))
+        return Checkpoint(state["round"], model, state["progress"], average if average else None)
 
     def _whole(self) -> list[Path]:
         return sorted(self._folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+
+
+def _record(arrays: dict[str, np.ndarray[Any, Any]], prefix: str) -> ArrayRecord:
+    names = sorted(name for name in arrays if name.startswith(prefix))
+    return ArrayRecord({name.removeprefix(prefix): Array(arrays[name]) for name in names})
 
 
 def _numpy(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:

@@ -61,6 +61,10 @@ class RunProgress:
         if not self._console.is_terminal:
             self._say(text)
 
+    def note(self, text: str) -> None:
+        """Say something once, above the bars."""
+        self._say(text)
+
     def warn(self, text: str) -> None:
         """Say what a person should know, above the bars."""
         self._say(f"warning: {text}")

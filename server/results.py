@@ -26,6 +26,7 @@ def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
         "selection_method": config.selection.method,
         "top_n": config.selection.top_n,
         "selection": selection.to_json() if selection else None,
+        "ema": config.server.ema,
         "privacy": {
             "enabled": config.privacy.enabled,
             "simulated": context.simulated,
@@ -83,6 +84,7 @@ def _summary(context: RunContext, progress: Progress) -> dict[str, Any]:
         "rounds": len(progress.rounds),
         **asdict(progress.cost),
         "seed": context.config.run.seed,
+        "ema": context.config.server.ema,
     }
 
 

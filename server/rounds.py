@@ -38,6 +38,7 @@ from medfusion.transport.requests import (
     request_config,
     request_content,
 )
+from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.exchange import Check, Replies, broadcast, exchange
 from server.federated_metrics import federated_metrics
@@ -66,6 +67,7 @@ class RoundLoop:
         model = build_model(context.config.model, context.task, seed=context.config.run.seed)
         self._start = to_record(trainable_state(model))
         self._frozen = frozen_sha256(model)
+        self._origin = model.origin
         local = self._settings.selection.method == "local"
         self._columns = model.feature_rows() if local else {}
 
@@ -81,20 +83,24 @@ class RoundLoop:
         rounds = self._config.run.rounds
         done = resumed.round if resumed else 0
         self._show.start(self._roster.sites, rounds=rounds, done=done)
+        if self._origin and not done:
+            self._show.note(f"initial weights: {self._origin}")
         if resumed:
-            arrays = resumed.arrays
+            arrays, average = resumed.arrays, resumed.average or resumed.arrays
             state = Progress.from_json(resumed.progress, self._task)
             write_rounds(self._context.folder, state.rounds)
         else:
-            arrays, state = self._start, Progress()
+            arrays, average, state = self._start, self._start, Progress()
             state.selection = self._select(state.cost)
         for number in range(done + 1, rounds + 1):
-            arrays, line = self._round(number, arrays, state)
+            arrays, average, line = self._round(number, arrays, average, state)
             state.rounds.append(line)
-            self._store.save(Checkpoint(number, arrays, state.to_json()), self._strategy)
+            kept = average if self._config.server.ema else None
+            checkpoint = Checkpoint(number, arrays, state.to_json(), kept)
+            self._store.save(checkpoint, self._strategy)
             write_rounds(self._context.folder, state.rounds)
             self._show.round_done(line, rounds=rounds)
-        return Outcome(arrays, self._frozen, state)
+        return Outcome(average, self._frozen, state)
 
     def deliver(self, outcome: Outcome, card: dict[str, Any]) -> None:
         """Send the final model and its description to every hospital."""
@@ -133,14 +139,18 @@ class RoundLoop:
         return select_features(histograms, self._task, options.top_n, noise=noise)
 
     def _round(
-        self, number: int, arrays: ArrayRecord, state: Progress
-    ) -> tuple[ArrayRecord, dict[str, Any]]:
-        """Train one round and, where the plan says so, evaluate the new model."""
+        self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
+    ) -> tuple[ArrayRecord, ArrayRecord, dict[str, Any]]:
+        """Train one round and, where the plan says so, evaluate the new average.
+
+        Returns the new model, the new average of models, and a line of ``rounds.jsonl``.
+        """
         self._show.phase(f"round {number}: training")
         cost = Cost()
         start = time.monotonic()
         replies = self._train(number, arrays, state.selection, cost)
         arrays, norm = self._aggregate(number, arrays, replies)
+        average = running_average(average, arrays, ema=self._config.server.ema, number=number)
         line: dict[str, Any] = {
             "schema": 1,
             "round": number,
@@ -149,10 +159,10 @@ class RoundLoop:
             "metrics": None,
         }
         if number in self._config.evaluation_rounds():
-            line["metrics"] = self._evaluate(number, arrays, state, cost)
+            line["metrics"] = self._evaluate(number, average, state, cost)
         cost.seconds = round(time.monotonic() - start, 4)
         state.cost.add(cost)
-        return arrays, line | asdict(cost)
+        return arrays, average, line | asdict(cost)
 
     def _train(
         self, number: int, arrays: ArrayRecord, selection: Selection | None, cost: Cost
@@ -277,6 +287,8 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "report_loss": config.strategy.name == "qfedavg",
     }
     draft = RunSettings(run_id=config.run.name, **parts)
-    content = draft.model_dump_json() + json.dumps(config.strategy.model_dump(), sort_keys=True)
+    # What the coordinator does with the replies decides what it asks next, or what it evaluates.
+    ours = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}
+    content = draft.model_dump_json() + json.dumps(ours, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return draft.model_copy(update={"run_id": f"{config.run.name}-{digest}"})

@@ -4,6 +4,7 @@ import pytest
 
 from medfusion.config import config_text, load_config
 from medfusion.errors import ConfigError
+from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss
 
 CONFIG = """
 [run]
@@ -38,6 +39,22 @@ def test_paths_are_relative_to_the_file_that_names_them(path):
     assert config.simulation.sites == str(path.parent / "sites/*")
 
 
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ("weights.pth", "{folder}/weights.pth"),  # a file beside the config
+        ("published.pth", "published.pth"),  # none: a name in torchvision's cache
+        ("other/model", "{folder}/other/model"),
+        ("/abs/weights.pth", "/abs/weights.pth"),
+    ],
+)
+def test_initial_weights_are_relative_to_the_config_or_a_name(path, init, expected):
+    (path.parent / "weights.pth").touch()
+    config = load_config(path, [f"model.init={init}", "model.size=121"])
+    assert config.model.init == expected.format(folder=path.parent)
+    assert config.model.size == "121"
+
+
 def test_the_resolved_copy_reads_as_an_equal_config(path, tmp_path):
     config = load_config(path, ["run.name=a-b", "model.text.encoder='dir \"x\"'"])
     copy = tmp_path / "elsewhere" / "config.toml"
@@ -63,6 +80,19 @@ def test_another_model_or_strategy_does_not_inherit_options(path):
     assert config.strategy.settings == {}
 
 
+def test_another_loss_does_not_inherit_constants(path, tmp_path):
+    focal = ["training.loss.name=focal", "training.loss.gamma=1.5"]
+    assert load_config(path).training.loss == BceLoss()
+    config = load_config(path, focal)
+    assert config.training.loss == FocalLoss(gamma=1.5)
+    assert load_config(path, [*focal, "training.loss.name=asymmetric"]).training.loss == (
+        AsymmetricLoss()
+    )
+    copy = tmp_path / "copy.toml"
+    copy.write_text(config_text(config))
+    assert load_config(copy) == config
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -71,6 +101,9 @@ def test_another_model_or_strategy_does_not_inherit_options(path):
         ("model.text.encodr=1", r"'model.text.encodr' \(did you mean 'encoder'"),
         ("modle.size=1", r"unknown key 'modle' \(did you mean 'model'"),
         ("model.name=logistik", r"model.name = 'logistik': expected one of .*did you mean 'logis"),
+        ("training.loss.name=focall", r"training.loss.name = 'focall': .*did you mean 'focal'"),
+        ("training.augmentation=strong", r"training.augmentation = 'strong': .*'none' or 'light'"),
+        ("server.ema=1.0", r"server.ema = 1.0: .*less than 1"),
         ("training.batch_size=0", r"training.batch_size = 0: .*greater than or equal to 1"),
         ("run.name=../x", r"run.name"),
         ("rounds", r"expected section.key=value"),

@@ -10,6 +10,7 @@ from medfusion.models.options import MedFusionNetOptions
 from medfusion.transport.requests import RunSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def check_settings(
@@ -56,6 +57,7 @@ def check_settings(
         )
     if isinstance(settings.model, MedFusionNetOptions):
         _check_encoder(settings.model.text.encoder)
+        _check_init(settings.model)
 
 
 def _check_encoder(name: str) -> None:
@@ -63,6 +65,15 @@ def _check_encoder(name: str) -> None:
     if not _HUB_ID.fullmatch(name) or Path(name).exists():
         raise ConfigError(
             f"model.text.encoder = {name!r}: expected 'tiny' or a hub id, found a path"
+        )
+
+
+def _check_init(model: MedFusionNetOptions) -> None:
+    """Refuse to read initial weights from a path: a coordinator names files of a public cache."""
+    if model.init is not None and model.needs_init and not _FILE_NAME.fullmatch(model.init):
+        raise ConfigError(
+            f"model.init = {model.init!r}: expected the name of a file in torchvision's cache, "
+            "found a path; only a run without frozen weights may start from a path"
         )
 
 

@@ -27,7 +27,12 @@ from medfusion.evaluation.score_histograms import (
     score_sensitivity,
 )
 from medfusion.models.contract import frozen_sha256, trainable_state
-from medfusion.models.registry import build_model, build_tokenizer, modalities_of
+from medfusion.models.registry import (
+    build_model,
+    build_tokenizer,
+    frozen_note_encoder,
+    modalities_of,
+)
 from medfusion.prediction import predict_logits
 from medfusion.privacy.histograms import noised
 from medfusion.privacy.run_plan import run_plan
@@ -64,10 +69,12 @@ class Trainer:
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
         self._device = choose_device(data.config.compute.device)
-        self._model = build_model(settings.model, data.task, seed=settings.seed).to(self._device)
+        model = build_model(settings.model, data.task, seed=settings.seed, weights_follow=True)
+        self._model = model.to(self._device)
         self._frozen = frozen_sha256(self._model)
         self._tokenizer = build_tokenizer(settings.model, data.task)
         image = data.task.image
+        self._folder = cache
         self._cache = ImageCache(cache, image) if image and "image" in self._modalities else None
         self._plan = run_plan(
             settings,
@@ -98,9 +105,14 @@ class Trainer:
         state = self._load(request)
         content = self._content(request, state)
         self._releases.admit("train", request.round, content)
+        if not 1 <= request.round <= self.settings.rounds:
+            raise FederationError(
+                f"round {request.round}: the run has rounds 1 to {self.settings.rounds}"
+            )
         train, _, selection = self._prepare(request)
         settings, compute = self.settings, self._data.config.compute
         names = (settings.run_id, "train", request.round)
+        progress = (request.round - 1) / settings.rounds
         result = fit(
             self._model,
             train,
@@ -113,7 +125,11 @@ class Trainer:
             physical_batch=compute.physical_batch,
             precision=compute.precision,
             proximal_mu=request.proximal_mu,
-            modality_dropout=settings.model.modality_dropout,
+            modality_dropout=settings.model.modality_dropout_at(progress),
+            auxiliary_weights=settings.model.auxiliary_weights,
+            masked_labels=settings.model.masked_labels,
+            progress=progress,
+            rounds=settings.rounds,
         )
         metrics: dict[str, int | float | list[int] | list[float]] = {
             WEIGHT_KEY: self._data.patients_public
@@ -189,6 +205,8 @@ class Trainer:
                     modalities=self._modalities,
                     cache=self._cache,
                     tokenizer=self._tokenizer,
+                    note_encoder=frozen_note_encoder(self._model),
+                    note_cache=self._folder,
                 )
                 for studies in (self._train_studies, self._test_studies)
             )
@@ -227,8 +245,8 @@ class Trainer:
         self.check_state(state)
         if request.request.frozen_sha256 not in (None, self._frozen):
             raise FederationError(
-                "the frozen text encoder differs between this site and the coordinator: install "
-                "the same files on all sides"
+                "the frozen weights (text encoder, model.init) differ between this site and the "
+                "coordinator: install the same files on all sides"
             )
         self._model.load_state_dict(state, strict=False)
         return state
@@ -237,6 +255,7 @@ class Trainer:
         """Hash everything that a release depends on: model, data, plan, selection."""
         parts = (
             state_sha256(state),
+            self._frozen,
             self.settings.model_dump_json(),
             self._data_sha256,
             repr(self._plan),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,11 +36,29 @@ def import_(
     name: Annotated[str, typer.Argument(help="Name of the data set, such as covid-chestxray.")],
     src: Annotated[Path, typer.Argument(help="Folder of the data set.")],
     out: Out,
+    sites: Annotated[
+        int | None, typer.Option(help="Artificial sites for sets without their own.  [default: 4]")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Small: sites differ much in labels and size.  [default: 0.5]"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of dealing patients to artificial sites.  [default: 0]")
+    ] = None,
 ) -> None:
-    """Turn a copy of a public data set into site folders."""
+    """Turn a copy of a public data set into site folders.
+
+    Sets without natural sites (hospitals, regions) are dealt out by patient, with labels skewed
+    by a Dirichlet distribution.
+    """
+    from medfusion.data.cohorts.partition import Partition
     from medfusion.data.cohorts.registry import importer
 
-    imported = importer(name)(src, out)
+    chosen = {"sites": sites, "alpha": alpha, "seed": seed}
+    given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    partition = Partition(**given) if given else None
+    imported = importer(name).run(src, out, partition)
     _show(out, imported.sites, imported.notices)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NVIDIA = Path("/dev/nvidiactl")  # there if the machine has a GPU; asking CUDA would start it
 _MOST_PAIRS_SHOWN = 15
+_PIPED_WIDTH = 100  # of the tables, in characters, where no terminal has a say
 _MOST_AT_ONCE = 4  # runs side by side: each needs memory, so further cores speed up the runs
 
 
@@ -58,12 +59,16 @@ def compare(
     check_folder(out)
     sites = load_sites(arms[0].config)
     plan = Comparison.plan(arms, sites, seeds=seeds, folds=folds)
+    _show(plan, run_plan(plan, out), out)
+
+
+def run_plan(plan: "Comparison", out: Path) -> dict[str, Any]:
+    """Do what is not done yet of a comparison, with progress shown; return ``compare.json``."""
     _prepare_to_fork()
     for first_seed, *_ in plan.trials:
         _check(first_seed)
     with _progress(len(plan.distinct_trials)) as observer:
-        result = plan.run(lambda trials: _finish_all(trials, out), out, observer)
-    _show(plan, result, out)
+        return plan.run(lambda trials: _finish_all(trials, out), out, observer)
 
 
 def _prepare_to_fork() -> None:
@@ -203,6 +208,8 @@ def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 
     console = Console(markup=False)  # names may hold brackets
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPED_WIDTH)
     console.print(_arms_table(result["arms"]))
     console.print(_labels_table(result["arms"], plan.truth.names))
     differences = result["differences"]
@@ -212,8 +219,9 @@ def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
         console.print(_differences_table(differences))
     tested = f"each tested once in {plan.folds} folds" if plan.folds else "in the sites' test parts"
     seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
+    ranked = "; patients are ranked within a fold" if plan.folds else ""
     console.print(
-        f"{result['n_patients']} patients, {tested}; {seeds}; intervals from "
+        f"{result['n_patients']} patients, {tested}{ranked}; {seeds}; intervals from "
         f"{result['resamples']} resamples of patients\n{out / 'compare.json'}",
         highlight=False,
         soft_wrap=True,
@@ -226,11 +234,25 @@ def _arms_table(arms: list[dict[str, Any]]) -> "Table":
     from medfusion.comparison.arms import shown
 
     keys = list(arms[0]["settings"])
-    table = Table("arm", "regime", *keys, "macro AUROC", "95% CI")
+    table = Table(title="Means over labels", title_justify="left")
+    headings = ("arm", "regime", *keys, "AUROC (95% CI)", "within\nsites", "worst site", "AUPRC")
+    for heading in headings:  # where it gets narrow, settings and names of sites break
+        table.add_column(heading, no_wrap=heading not in {*keys, "worst site"}, overflow="fold")
     for index, arm in enumerate(arms):
-        settings = (shown(arm["settings"][key]) for key in keys)
-        table.add_row(str(index), arm["regime"], *settings, *_figure(arm["auroc_macro"]))
+        table.add_row(
+            str(index),
+            arm["regime"],
+            *(shown(arm["settings"][key]) for key in keys),
+            _figure(arm["auroc_macro"]),
+            _number(arm["auroc_within_sites"]["mean"]),
+            _worst(arm["worst_site"]),
+            _number(arm["auprc_macro"]["mean"]),
+        )
     return table
+
+
+def _worst(site: dict[str, Any] | None) -> str:
+    return f"{_number(site['auroc_macro'])} {site['site']}" if site else "-"
 
 
 def _labels_table(arms: list[dict[str, Any]], labels: "Sequence[str]") -> "Table":
@@ -245,17 +267,22 @@ def _labels_table(arms: list[dict[str, Any]], labels: "Sequence[str]") -> "Table
 def _differences_table(pairs: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
-    table = Table("arm", "minus arm", "macro AUROC", "95% CI")
+    keys = {"auroc_macro": "AUROC", "auroc_within_sites": "within sites", "auprc_macro": "AUPRC"}
+    table = Table(title="Differences (95% CI)", title_justify="left")
+    for heading in ("arm", "minus", *keys.values()):
+        table.add_column(heading, no_wrap=heading in {"arm", "minus"})
     for pair in pairs:
-        table.add_row(str(pair["a"]), str(pair["b"]), *_figure(pair["auroc_macro"], "+.3f"))
+        figures = (_figure(pair[key], "+.3f") for key in keys)
+        table.add_row(str(pair["a"]), str(pair["b"]), *figures)
     return table
 
 
-def _figure(figure: dict[str, Any], form: str = ".3f") -> tuple[str, str]:
-    """Return a figure and its interval as two cells."""
+def _figure(figure: dict[str, Any], form: str = ".3f") -> str:
+    """Return a figure and its interval as one cell."""
+    mean = _number(figure["mean"], form)
     if figure["ci95"] is None:
-        return _number(figure["mean"], form), "-"
-    return _number(figure["mean"], form), " to ".join(_number(end, form) for end in figure["ci95"])
+        return mean
+    return f"{mean} ({' to '.join(_number(end, form) for end in figure['ci95'])})"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

@@ -9,12 +9,20 @@ A comparison has *arms*: a regime under certain settings.
 ``local``
     Each site trains alone, and its model scores its own test studies.
 
-An arm's AUROC ranks its scores of all test studies together, for each seed, and is averaged
-over the seeds. In the ``local`` arm these scores come from different models, so a difference
-in level between two sites' models counts like a difference between patients: where prevalence
-differs, that may raise the figure or lower it, whatever each model can tell within its site.
-The ``per_site`` figures are free of this. With folds, every arm ranks the scores of one model
-for each fold together.
+Each study is scored once, but not all by one model: each fold has its own, and in the ``local``
+arm each site. Scores of different models are not on one scale. A fold rich in positives is
+scored by a model that saw few of them, so that ranking folds together drags weak models below
+0.5 (sources: `medfusion.evaluation.intervals.patient_bootstrap`). So, for each seed, and then
+averaged over seeds:
+
+``auroc_macro``, ``auprc_macro``, ``auroc``, ``auprc``
+    rank the studies of a fold against each other; without folds, all test studies.
+``auroc_within_sites``
+    ranks those of a fold and site. Where a label is more common at some sites, the figures above
+    reward a model for telling the sites apart, which each model of the ``local`` arm does by its
+    level alone. This one counts nothing between sites: by it, compare ``local`` with the others.
+``per_site``, ``worst_site``
+    rank the studies of a fold at one site; the worst site is the one with the least.
 
 Intervals are percentiles over resamples of patients, each with all their studies, without
 stratification. All arms share the resamples, so that differences are paired. They tell what

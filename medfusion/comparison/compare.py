@@ -30,7 +30,7 @@ class Observer(Protocol):
         """Note that a run is finished, now or earlier."""
 
     def arm_done(self, index: int, arm: Arm, auroc: float | None) -> None:
-        """Note that all runs of an arm are; ``auroc`` is its macro AUROC."""
+        """Note that all runs of an arm are; ``auroc`` is its macro AUROC, within folds."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

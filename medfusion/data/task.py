@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medfusion.options import FileSchema, Options, read_toml
 
@@ -99,9 +99,38 @@ Feature = Annotated[
 
 
 class Labels(Options):
-    """Section ``[labels]``: column names; cells hold 1, 0 or blank (unknown)."""
+    """Section ``[labels]``: column names; cells hold 1, 0 or blank (unknown).
+
+    ``prevalence`` is the share of patients with each label as the literature has it, never as
+    the sites' own patients have it. A model starts from it (see `medfusion.models.priors`).
+    """
 
     names: tuple[str, ...] = Field(min_length=1)
+    prevalence: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _a_share_for_each_label(self) -> Self:
+        if self.prevalence is None:
+            return self
+        if len(self.prevalence) != len(self.names):
+            raise ValueError(
+                f"prevalence: expected one share for each of the {len(self.names)} labels, found "
+                f"{len(self.prevalence)}"
+            )
+        for name, share in zip(self.names, self.prevalence, strict=True):
+            if not 0 < share < 1:
+                raise ValueError(
+                    f"prevalence of {name!r} = {share}: expected a share of patients above 0 and "
+                    "below 1"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unset_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        if self.prevalence is None:  # as if there were no such key, also in the task's digest
+            data.pop("prevalence", None)
+        return data
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ T tokens.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from medfusion.data.encode import encode_tabular
 from medfusion.data.images import ImageCache
+from medfusion.data.note_states import NoteEncoder, NoteStates
 from medfusion.data.studies import Studies
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
@@ -33,6 +35,8 @@ class StudyTensors:
         float32 [N, L], 1 where the label is known.
     patients
         int64 [N]: a number for each patient, shared by the patient's studies.
+    column_features
+        int64 [K]: the number of the feature that each model-input column belongs to.
     """
 
     def __init__(
@@ -41,14 +45,18 @@ class StudyTensors:
         labels: Tensor,
         known: Tensor,
         patients: Tensor,
+        column_features: Tensor,
         resident: Inputs,
+        notes: NoteStates | None,
         images: NDArray[np.uint8] | None,
         image_rows: NDArray[np.int64] | None,
     ) -> None:
         self.labels = labels
         self.known = known
         self.patients = patients
+        self.column_features = column_features
         self._resident = resident
+        self._notes = notes
         self._images = images
         self._image_rows = image_rows
 
@@ -62,13 +70,17 @@ class StudyTensors:
         modalities: Sequence[str],
         cache: ImageCache | None = None,
         tokenizer: Tokenizer | None = None,
+        note_encoder: NoteEncoder | None = None,
+        note_cache: Path | None = None,
     ) -> Self:
         """Encode, tokenise and decode what ``modalities`` asks for, once.
 
-        ``image`` needs a cache, ``text`` a tokenizer.
+        ``image`` needs a cache, ``text`` a tokenizer; with a ``note_encoder``, which must be
+        frozen, a batch brings its states of the notes beside the tokens. States that took long
+        are kept in the folder ``note_cache``.
         """
         resident: Inputs = {}
-        images = image_rows = None
+        images = image_rows = notes = None
         if "image" in modalities:
             assert cache is not None, "the image modality needs a cache"
             image_rows = cache.rows(studies.images, table_rows=studies.rows)
@@ -78,14 +90,20 @@ class StudyTensors:
             resident["tabular"] = torch.from_numpy(encoded)
         if "text" in modalities:
             assert tokenizer is not None, "the text modality needs a tokenizer"
-            resident["tokens"] = torch.from_numpy(tokenizer(studies.notes))
+            tokens = tokenizer(studies.notes)
+            resident["tokens"] = torch.from_numpy(tokens)
+            if note_encoder is not None:
+                assert note_cache is not None, "a note encoder needs a cache"
+                notes = NoteStates.cached(tokens, note_encoder, note_cache)
         _, codes = np.unique(studies.patient_ids, return_inverse=True)
         labels = torch.from_numpy(studies.labels.astype(np.float32))
         return cls(
             labels=torch.nan_to_num(labels, nan=0.0),
             known=(~torch.isnan(labels)).float(),
             patients=torch.from_numpy(codes.astype(np.int64)),
+            column_features=_column_features(task),
             resident=resident,
+            notes=notes,
             images=images,
             image_rows=image_rows,
         )
@@ -98,11 +116,14 @@ class StudyTensors:
 
         Keys, for the modalities asked for: ``image`` float32 [B, C, H, W] in [-1, 1], 0 where
         missing; ``image_present`` bool [B]; ``tabular`` float32 [B, K, 3 + L]; ``tokens`` int64
-        [B, T], 0 = padding.
+        [B, T], 0 = padding; with a note encoder, ``text_states`` float32 [B, T, S] (pooled:
+        [B, 1, S]).
         """
         inputs = {
             name: whole.index_select(0, index).to(device) for name, whole in self._resident.items()
         }
+        if self._notes is not None:
+            inputs["text_states"] = self._notes.rows(index, device)
         if self._image_rows is not None:
             inputs |= self._image_inputs(index, device)
         return inputs
@@ -124,3 +145,8 @@ class StudyTensors:
         if not whole:
             image.masked_fill_(~image_present[:, None, None, None], 0.0)
         return {"image": image, "image_present": image_present}
+
+
+def _column_features(task: Task) -> Tensor:
+    position = {name: number for number, name in enumerate(task.features)}
+    return torch.tensor([position[column.feature] for column in task.columns], dtype=torch.int64)

@@ -46,13 +46,13 @@ def held_out_json(
     return {
         "patients": len(np.unique(patients)),
         "studies": len(logits),
-        "auroc_macro": bootstrap.macro(0).to_json(),
+        "auroc_macro": bootstrap.auroc.macro(0).to_json(),
         "auprc_macro": figures.auprc_macro,
         "brier": figures.brier_macro,
         "ece": figures.ece_macro,
         "labels": {
             name: {
-                "auroc": bootstrap.auroc(0, column).to_json(),
+                "auroc": bootstrap.auroc.label(0, column).to_json(),
                 "auprc": figures.auprc[column],
                 "brier": figures.brier[column],
                 "ece": figures.ece[column],

@@ -1,6 +1,6 @@
-"""Confidence intervals of AUROC: from counts alone, and by resampling patients.
+"""Confidence intervals: of AUROC from counts alone; of AUROC and AUPRC by resampling patients.
 
-Legend: A arms, R resamples, S seeds, N studies, L labels, P patients.
+Legend: A arms, R resamples, S seeds, N studies, L labels, P patients, G groups, K score levels.
 """
 
 import math
@@ -79,38 +79,46 @@ def _noise_gain(counts: FloatArray, area: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class PatientBootstrap:
-    """AUROCs of several arms over the same resamples of patients.
+class Resampled:
+    """One figure of several arms over the same resamples of patients.
 
     Attributes
     ----------
-    areas
-        [1 + R, A, L], averaged over seeds; the first is the cohort itself. NaN where a class
-        is absent.
+    values
+        [1 + R, A, L], averaged over seeds; the first is the cohort itself. NaN where no group
+        of studies has both classes.
     """
 
-    areas: FloatArray
+    values: FloatArray
 
-    def auroc(self, arm: int, label: int) -> Interval:
-        """AUROC of one label."""
-        return _summarise(self.areas[:, arm, label])
+    def label(self, arm: int, label: int) -> Interval:
+        """Figure of one label."""
+        return _summarise(self.values[:, arm, label])
 
     def macro(self, arm: int) -> Interval:
-        """Mean AUROC over the labels."""
+        """Mean over the labels."""
         return _summarise(self._macro(arm))
 
     def difference(self, arm: int, other: int) -> Interval:
-        """Macro AUROC of ``arm`` minus that of ``other``, paired by resample."""
+        """Mean over the labels of ``arm`` minus that of ``other``, paired by resample."""
         return _summarise(self._macro(arm) - self._macro(other))
 
     def _macro(self, arm: int) -> FloatArray:
-        areas = self.areas[:, arm]
-        known = ~np.isnan(areas)
-        total = np.where(known, areas, 0.0).sum(axis=1)
+        values = self.values[:, arm]
+        known = ~np.isnan(values)
+        total = np.where(known, values, 0.0).sum(axis=1)
         count = known.sum(axis=1)
-        undefined = np.full(len(areas), np.nan)
+        undefined = np.full(len(values), np.nan)
         mean: FloatArray = np.divide(total, count, out=undefined, where=count > 0)
         return mean
+
+
+@dataclass(frozen=True, eq=False)
+class PatientBootstrap:
+    """AUROC, and AUPRC (average precision), over the same resamples."""
+
+    auroc: Resampled
+    auprc: Resampled
 
 
 def patient_bootstrap(
@@ -119,10 +127,20 @@ def patient_bootstrap(
     known: NDArray[Any],
     patients: NDArray[Any],
     *,
+    groups: NDArray[Any] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> PatientBootstrap:
     """Resample patients with replacement, each with all their studies.
+
+    Scores of different models say nothing about which of two studies is the likelier positive.
+    With ``groups``, only studies of one group are ranked against each other: the AUROC is the
+    share of pairs won among all pairs within a group (for cross-validation: Parker et al.,
+    *Stratification bias in low signal microarray studies*, BMC Bioinformatics 8:326, 2007;
+    Airola et al., *An experimental comparison of cross-validation techniques for estimating the
+    area under the ROC curve*, Computational Statistics & Data Analysis 55:1828-1844, 2011); the
+    AUPRC is the groups' average precision, weighted by their positives. A group counts in the
+    resamples in which it has both classes.
 
     Parameters
     ----------
@@ -132,59 +150,122 @@ def patient_bootstrap(
         [N, L]; a label counts where ``known`` is not 0.
     patients
         [N], one value for each patient.
+    groups
+        [N], one value for each group; None: all studies are one.
     """
     arms = scores[:, None] if scores.ndim == 3 else scores
     _, patient = np.unique(patients, return_inverse=True)
+    group = np.zeros(len(patient), np.intp)
+    if groups is not None:
+        _, group = np.unique(groups, return_inverse=True)
     count = int(patient.max(initial=-1)) + 1
-    areas = np.full((1 + resamples, arms.shape[0], arms.shape[3]), np.nan)
-    if count == 0:
-        return PatientBootstrap(areas)
-    generator = np.random.default_rng(seed)
-    chunk = max(1, _CELLS_AT_ONCE // len(patient))
-    for start in range(0, 1 + resamples, chunk):
-        size = min(chunk, 1 + resamples - start)
-        drawn = generator.multinomial(size=size, n=count, pvals=np.full(count, 1 / count))
-        if start == 0:
-            drawn[0] = 1
-        weights = drawn[:, patient].astype(np.float64)
-        areas[start : start + size] = _weighted_areas(weights, arms, labels, known)
-    return PatientBootstrap(areas)
+    values = np.full((2, 1 + resamples, arms.shape[0], arms.shape[3]), np.nan)
+    if count:
+        generator = np.random.default_rng(seed)
+        chunk = max(1, _CELLS_AT_ONCE // len(patient))
+        for start in range(0, 1 + resamples, chunk):
+            size = min(chunk, 1 + resamples - start)
+            drawn = generator.multinomial(size=size, n=count, pvals=np.full(count, 1 / count))
+            if start == 0:
+                drawn[0] = 1
+            weights = drawn.T[patient].astype(np.float64, order="C")
+            values[:, start : start + size] = _weighted_figures(weights, arms, labels, known, group)
+    return PatientBootstrap(auroc=Resampled(values[0]), auprc=Resampled(values[1]))
 
 
-def _weighted_areas(
-    weights: FloatArray, arms: NDArray[Any], labels: NDArray[Any], known: NDArray[Any]
+def _weighted_figures(
+    weights: FloatArray,
+    arms: NDArray[Any],
+    labels: NDArray[Any],
+    known: NDArray[Any],
+    group: NDArray[np.intp],
 ) -> FloatArray:
-    """Return AUROCs [R, A, L], averaged over seeds, for study weights [R, N]."""
-    areas = np.empty((len(weights), arms.shape[0], arms.shape[3]))
+    """Return AUROC and AUPRC [2, R, A, L], averaged over seeds, for study weights [N, R]."""
+    figures = np.empty((2, weights.shape[1], arms.shape[0], arms.shape[3]))
     for label in range(arms.shape[3]):
         keep = known[:, label] > 0
-        positive = labels[keep, label] > 0
-        of_label = weights[:, keep]
+        positive = labels[:, label] > 0
+        of_label = _Label(
+            weights, group, np.flatnonzero(keep & ~positive), np.flatnonzero(keep & positive)
+        )
         for arm, runs in enumerate(arms[..., label]):
-            areas[:, arm, label] = np.mean(
-                [_weighted_auroc(of_label, run[keep], positive) for run in runs], axis=0
-            )
-    return areas
+            figures[:, :, arm, label] = np.mean([of_label.ranking(run) for run in runs], axis=0)
+    return figures
 
 
-def _weighted_auroc(
-    weights: FloatArray, scores: NDArray[Any], positive: NDArray[np.bool_]
+class _Label:
+    """The studies of one label: what all arms and seeds share.
+
+    Parameters
+    ----------
+    weights
+        [N, R]
+    group
+        [N], from 0.
+    negatives, positives
+        Positions of the studies of each class.
+    """
+
+    def __init__(
+        self,
+        weights: FloatArray,
+        group: NDArray[np.intp],
+        negatives: NDArray[np.intp],
+        positives: NDArray[np.intp],
+    ) -> None:
+        self._weights, self._group = weights, group
+        self._negatives, self._positives = negatives, positives
+        count = int(group.max(initial=0)) + 1
+        self._against = _sums(weights, negatives, group[negatives], count)  # [G, R]
+        self._found = _sums(weights, positives, group[positives], count)
+        self._mixed = self._against > 0
+        self._pairs = (self._found * self._against).sum(axis=0)
+        self._counted = (self._found * self._mixed).sum(axis=0)
+
+    def ranking(self, scores: NDArray[Any]) -> FloatArray:
+        """Return AUROC and AUPRC [2, R] of scores [N].
+
+        Studies of one group and equal score are one level: in the AUROC ties count half; in the
+        AUPRC all are flagged at once.
+        """
+        values, place = np.unique(scores, return_inverse=True)
+        place = self._group * len(values) + place  # group by group, by score within each
+        levels, level = np.unique(place[self._positives], return_inverse=True)
+        home = levels // max(len(values), 1)
+        hits = _sums(self._weights, self._positives, level, len(levels))
+        below, not_above = self._negatives_of(levels, home, place[self._negatives])
+        figures = np.full((2, self._weights.shape[1]), np.nan)
+        won = (hits * (below + not_above)).sum(axis=0) / 2
+        np.divide(won, self._pairs, out=figures[0], where=self._pairs > 0)
+        upto_group = np.cumsum(self._found, axis=0)
+        caught = upto_group[home] - np.cumsum(hits, axis=0) + hits
+        flagged = caught + self._against[home] - below
+        precision = np.divide(caught, flagged, out=np.zeros_like(caught), where=flagged > 0)
+        gained = (hits * self._mixed[home] * precision).sum(axis=0)
+        np.divide(gained, self._counted, out=figures[1], where=self._pairs > 0)
+        return figures
+
+    def _negatives_of(
+        self, levels: NDArray[np.intp], home: NDArray[np.intp], place: NDArray[np.intp]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the group's negatives below each level, and not above it, both [K, R]."""
+        # Slot 2k+1 holds the negatives at levels[k]; even slots those between two levels.
+        slot = np.searchsorted(levels, place, "left") + np.searchsorted(levels, place, "right")
+        upto = np.cumsum(_sums(self._weights, self._negatives, slot, 2 * len(levels) + 1), axis=0)
+        of_groups_before = (np.cumsum(self._against, axis=0) - self._against)[home]
+        return upto[:-1:2] - of_groups_before, upto[1::2] - of_groups_before
+
+
+def _sums(
+    weights: FloatArray, studies: NDArray[np.intp], group: NDArray[Any], count: int
 ) -> FloatArray:
-    """Return the AUROC [R] under each row of weights [R, n]; ties count half."""
-    order = np.argsort(scores, kind="stable")
-    scores, positive, weights = scores[order], positive[order], weights[:, order]
-    negatives = np.cumsum(weights * ~positive, axis=1)
-    negatives = np.concatenate([np.zeros((len(weights), 1)), negatives], axis=1)
-    # A positive beats the negatives before its group of ties, and half of those within it.
-    mine = scores[positive]
-    first = np.searchsorted(scores, mine, side="left")
-    last = np.searchsorted(scores, mine, side="right")
-    below = (negatives[:, first] + negatives[:, last]) / 2
-    of_positive = weights[:, positive]
-    pairs = of_positive.sum(axis=1) * negatives[:, -1]
-    won = (of_positive * below).sum(axis=1)
-    area: FloatArray = np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
-    return area
+    """Return the summed weights [count, R] of the studies in each group; empty groups have 0."""
+    order = np.argsort(group, kind="stable")
+    filled, first = np.unique(group[order], return_index=True)
+    sums = np.zeros((count, weights.shape[1]))
+    if len(filled):
+        sums[filled] = np.add.reduceat(weights[studies[order]], first, axis=0)
+    return sums
 
 
 def _summarise(samples: FloatArray) -> Interval:

@@ -2,7 +2,10 @@
 
 1. ``forward(inputs) -> logits [B, L]``; ``inputs`` holds the keys of the model's modalities:
    ``image`` float32 [B, C, H, W], ``image_present`` bool [B], ``tabular`` float32
-   [B, K, 3 + L], ``tokens`` int64 [B, T] (0 pads; all 0: no note).
+   [B, K, 3 + L], ``tokens`` int64 [B, T] (0 pads; all 0: no note), and with it, where a
+   frozen encoder ran in advance, ``text_states`` float32 [B, T or 1, S]. In training it may
+   also hold ``label_states`` int64 [B, L]: what is told of each label (without it: nothing).
+   ``outputs`` returns the same logits, beside those of the modalities' own heads.
 2. A row of the output depends on that row of the inputs alone.
 3. Parameters live in leaf layers that receive one tensor; activations are out of place; lookups
    are expanded to [B, n]. So Opacus' hooks and `torch.func.vmap` agree on per-sample gradients.
@@ -11,15 +14,28 @@
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from medfusion.models.spec import FeatureAxis, InputSpec
 
+LABEL_STATES = "label_states"
+UNKNOWN, ABSENT, PRESENT = range(3)
+FUSED = "fused"
+
 
 class Model(nn.Module):
-    """A network from the inputs of a task to one logit per label."""
+    """A network from the inputs of a task to one logit per label.
+
+    Attributes
+    ----------
+    origin
+        In words, where the initial weights came from; None: all were drawn.
+    """
+
+    origin: str | None = None
 
     @abstractmethod
     def __init__(self, options: object, spec: InputSpec, modalities: tuple[str, ...]) -> None:
@@ -29,6 +45,17 @@ class Model(nn.Module):
     @abstractmethod
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, L]."""
+
+    def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return all that is trained, each [B, L]: ``fused``, what `forward` returns.
+
+        A model with a head for each modality adds their logits, by modality.
+        """
+        return {FUSED: self(inputs)}
+
+    @abstractmethod
+    def label_biases(self) -> Sequence[nn.Parameter]:
+        """Parameters of L values each that are the last constants added to labels' logits."""
 
     @abstractmethod
     def feature_rows(self) -> dict[str, FeatureAxis]:

@@ -26,7 +26,7 @@ def drop_modalities(
     generator
         A CPU generator, so that every device sees the same draws.
     """
-    present = _presence(inputs)
+    present = presence(inputs)
     if rate == 0 or len(present) < 2:
         return inputs
     names = list(present)
@@ -43,7 +43,7 @@ def drop_modalities(
     return changed
 
 
-def _presence(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def presence(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Which studies have which modality: bool [B] by modality."""
     present = {}
     if "image" in inputs:
@@ -62,13 +62,19 @@ def _hide_image(inputs: dict[str, Tensor], stays_B: Tensor) -> dict[str, Tensor]
 
 
 def _hide_tabular(inputs: dict[str, Tensor], stays_B: Tensor) -> dict[str, Tensor]:
-    """Set every column of a hidden study to missing; selected flags stay."""
-    x_BKV = inputs["tabular"].clone()
-    hidden_B11 = ~stays_B[:, None, None]
-    x_BKV[..., VALUE : VALUE + 1].masked_fill_(hidden_B11, 0.0)
-    x_BKV[..., MISSING : MISSING + 1].masked_fill_(hidden_B11, 1.0)
-    x_BKV[..., FIRST_INDICATOR:].masked_fill_(hidden_B11, 0.0)
-    return {"tabular": x_BKV}
+    return {"tabular": hide_columns(inputs["tabular"], ~stays_B[:, None])}
+
+
+def hide_columns(x_BKV: Tensor, hidden: Tensor) -> Tensor:
+    """Return tabular inputs [B, K, V] in which the columns ``hidden`` look missing.
+
+    ``hidden`` is bool [B, K], or [B, 1] for all columns of a study. Selected flags stay.
+    """
+    x_BKV, hidden = x_BKV.clone(), hidden[..., None]
+    x_BKV[..., VALUE : VALUE + 1].masked_fill_(hidden, 0.0)
+    x_BKV[..., MISSING : MISSING + 1].masked_fill_(hidden, 1.0)
+    x_BKV[..., FIRST_INDICATOR:].masked_fill_(hidden, 0.0)
+    return x_BKV
 
 
 def _hide_text(inputs: dict[str, Tensor], stays_B: Tensor) -> dict[str, Tensor]:

@@ -30,6 +30,10 @@ class Logistic(Model):
         logits: Tensor = self.linear((x_BKV * selected_BK1).flatten(1))
         return logits
 
+    def label_biases(self) -> list[nn.Parameter]:
+        """Name the bias of the one layer."""
+        return [self.linear.bias]
+
     def feature_rows(self) -> dict[str, FeatureAxis]:
         """Name the weight [L, K * V], whose second axis is indexed by columns."""
         return {"linear.weight": FeatureAxis(1, self._width)}

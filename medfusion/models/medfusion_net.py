@@ -5,20 +5,26 @@
 - Tabular: a token per column, with its threshold indicators and its missing flag.
 - Text: a token per word piece, from a (frozen) language encoder.
 - Each modality adds a learned token that says whether it is there.
+- Optional: gates, a head for each modality beside the fused one, label states (see
+  `medfusion.models.options`).
 
 Shapes: B batch, C channels, H height, W width, N image tokens, K columns, V values of a column
 (3 + L), T text tokens, L labels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from medfusion.models.blocks.gating import TokenGate
 from medfusion.models.blocks.heads import PooledHead, QueryHead
 from medfusion.models.blocks.image_streams import ImageStreams, StreamSizes
 from medfusion.models.blocks.tokens import Memory, StateToken, TabularTokens, TextTokens
-from medfusion.models.contract import Model
+from medfusion.models.blocks.unimodal import UnimodalLabels, UnimodalPooled, mean_with_fused
+from medfusion.models.contract import FUSED, LABEL_STATES, Model
+from medfusion.models.fusion import presence
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.spec import FeatureAxis, InputSpec
 
@@ -44,6 +50,19 @@ SIZES = {
         ),
         decoder_layers=1,
     ),
+    # 7 M parameters as in DenseNet121, 5 M in the tokens, the exchange, the pyramid and the head
+    "121": Sizes(
+        streams=StreamSizes(
+            stem=64,
+            growth=32,
+            bottleneck=128,
+            layers=(6, 12, 24, 16),
+            width=192,
+            heads=6,
+            as_torchvision=True,
+        ),
+        decoder_layers=1,
+    ),
 }
 
 
@@ -59,6 +78,8 @@ class ImageMemory(nn.Module):
             attention_stream=options.attention_stream,
             exchange=options.exchange,
             fpn=options.fpn,
+            norm=options.image_norm,
+            frozen_stages=options.frozen_stages,
         )
         self.state = StateToken(sizes.width)
 
@@ -88,7 +109,7 @@ class MedFusionNet(Model):
     ) -> None:
         super().__init__(options, spec, modalities)
         sizes = SIZES[options.size]
-        width, heads = sizes.streams.width, sizes.streams.heads
+        width = sizes.streams.width
         if "image" in modalities:
             self.image = ImageMemory(options, spec, sizes.streams)
         if "tabular" in modalities:
@@ -98,22 +119,45 @@ class MedFusionNet(Model):
             from medfusion.models.blocks.text_encoder import TextEncoder
 
             self.text_encoder = TextEncoder(options.text, spec.max_tokens)
-            self.text = TextTokens(self.text_encoder.width, width)
-        self.head: nn.Module
-        if options.head == "queries":
-            self.head = QueryHead(
-                width,
-                heads,
-                labels=spec.labels,
-                layers=sizes.decoder_layers,
-                memories=len(modalities),
-                label_attention=options.label_attention,
-            )
-        else:
-            self.head = PooledHead(width, labels=spec.labels, memories=len(modalities))
+            self.text = TextTokens(self.text_encoder.width, width, pooled=self.text_encoder.pooled)
+        self.head = _make_head(options, sizes, labels=spec.labels, memories=len(modalities))
+        self._build_fusion(options, spec, width)
+
+    def _build_fusion(self, options: MedFusionNetOptions, spec: InputSpec, width: int) -> None:
+        """Add what is optional in fusion: last, so that other initial values stay."""
+        self._label_states = options.masked_labels > 0
+        self._late_fusion = options.late_fusion
+        gated = self.modalities if options.gating == "token" else ()
+        self.token_gates = nn.ModuleDict({name: TokenGate(width) for name in gated})
+        apart = options.auxiliary_heads > 0 or options.late_fusion
+        # One modality's own head would be a second head of the whole.
+        alone = self.modalities if apart and len(self.modalities) > 1 else ()
+        kind = UnimodalLabels if options.head == "queries" else UnimodalPooled
+        self.unimodal = nn.ModuleDict({name: kind(width, spec.labels) for name in alone})
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, L]."""
+        return self.outputs(inputs)[FUSED]
+
+    def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits, and those of each modality's own head if there are such heads."""
+        memories = self._memories(inputs)
+        for number, name in enumerate(self.token_gates):
+            memories[number] = self.token_gates[name](memories[number])
+        told = [inputs.get(LABEL_STATES)] if self._label_states else []
+        fused_BL, evidence = self.head(memories, *told)
+        if not self.unimodal:
+            return {FUSED: fused_BL}
+        apart = {
+            name: head(alone)
+            for (name, head), alone in zip(self.unimodal.items(), evidence, strict=True)
+        }
+        if self._late_fusion:
+            fused_BL = mean_with_fused(fused_BL, apart, presence(inputs))
+        return {FUSED: fused_BL, **apart}
+
+    def _memories(self, inputs: dict[str, Tensor]) -> list[Memory]:
+        """Return the memory of each modality."""
         memories: list[Memory] = []
         if "image" in self.modalities:
             memories.append(self.image(inputs["image"], inputs["image_present"]))
@@ -121,12 +165,37 @@ class MedFusionNet(Model):
             memories.append(self.tabular(inputs["tabular"]))
         if "text" in self.modalities:
             tokens_BT = inputs["tokens"]
-            memories.append(self.text(self.text_encoder(tokens_BT), tokens_BT))
-        logits_BL: Tensor = self.head(memories)
-        return logits_BL
+            states_BPS = inputs.get("text_states")
+            if states_BPS is None:
+                states_BPS = self.text_encoder(tokens_BT)
+            memories.append(self.text(states_BPS, tokens_BT))
+        return memories
+
+    def label_biases(self) -> list[nn.Parameter]:
+        """Name the bias of every head."""
+        heads: list[Any] = [self.head, *self.unimodal.values()]
+        return [head.label_bias for head in heads]
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
         """Name the table of the columns' affine maps: a row each."""
         if "tabular" not in self.modalities:
             return {}
         return {"tabular.maps.weight": FeatureAxis(0, 1)}
+
+
+def _make_head(
+    options: MedFusionNetOptions, sizes: Sizes, *, labels: int, memories: int
+) -> QueryHead | PooledHead:
+    width, gated = sizes.streams.width, options.gating == "modality"
+    if options.head == "pooled":
+        return PooledHead(width, labels=labels, memories=memories, gated=gated)
+    return QueryHead(
+        width,
+        sizes.streams.heads,
+        labels=labels,
+        layers=sizes.decoder_layers,
+        memories=memories,
+        label_attention=options.label_attention,
+        label_states=options.masked_labels > 0,
+        gated=gated,
+    )

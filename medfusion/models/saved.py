@@ -49,12 +49,14 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, Any
 
 
 def load_model(folder: Path) -> SavedModel:
-    """Read a model folder.
+    """Read a model folder; frozen weights come from their own files, on this machine.
 
     Raises
     ------
     DataError
         If a file is missing or damaged, or the weights are not this model's.
+    ConfigError
+        If the text encoder or the file in ``model.init`` is needed and not here.
     """
     try:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
@@ -69,14 +71,14 @@ def load_model(folder: Path) -> SavedModel:
         raise DataError(f"{folder}: no {name}; expected a model folder of a finished run") from None
     except (SafetensorError, ValidationError, ValueError, KeyError, ConfigError) as error:
         raise DataError(f"{folder}: not a model that this version can read: {error}") from None
-    module = build_model(options, task, seed=seed)
+    module = build_model(options, task, seed=seed, weights_follow=True)
     shapes = {name: tuple(p.shape) for name, p in trainable_state(module).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise DataError(f"{folder}: the weights are not those of the model in model.json")
     if "frozen_sha256" in card and card["frozen_sha256"] != frozen_sha256(module):
         raise DataError(
-            f"{folder}: the text encoder on this machine is not the one that the model was trained "
-            "with: install the same files"
+            f"{folder}: the frozen weights on this machine (text encoder, model.init) are not "
+            "those that the model was trained with: install the same files"
         )
     module.load_state_dict(state, strict=False)
     module.eval()

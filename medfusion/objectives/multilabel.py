@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medfusion.objectives.focusing import asymmetric, focal
+from medfusion.objectives.options import BceLoss, FocalLoss, LossOptions
 
-def per_sample_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-    """Return each sample's binary cross-entropy, summed over its known labels, over L.
+BCE = BceLoss()
+
+
+def per_sample_loss(
+    logits: Tensor, labels: Tensor, known: Tensor, loss: LossOptions = BCE
+) -> Tensor:
+    """Return each sample's loss, summed over its known labels, over L.
 
     The denominator is the task's number of labels, not the batch's number of known ones, so
     that no sample's loss depends on another sample.
@@ -22,25 +29,40 @@ def per_sample_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
         Float32 [B, L], 0 or 1; 0 where unknown.
     known
         Float32 [B, L], 1 where the label is known, else 0.
+    loss
+        Which loss, with its constants.
 
     Returns
     -------
     Tensor
         Float32 [B].
     """
-    losses = functional.binary_cross_entropy_with_logits(
-        logits.float(), labels, weight=known, reduction="none"
-    )
+    if isinstance(loss, BceLoss):
+        losses = functional.binary_cross_entropy_with_logits(
+            logits.float(), labels, weight=known, reduction="none"
+        )
+    elif isinstance(loss, FocalLoss):
+        losses = known * focal(logits.float(), labels, gamma=loss.gamma)
+    else:
+        losses = known * asymmetric(
+            logits.float(),
+            labels,
+            gamma_positive=loss.gamma_positive,
+            gamma_negative=loss.gamma_negative,
+            clip=loss.clip,
+        )
     return losses.mean(dim=1)
 
 
-def mean_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+def mean_loss(logits: Tensor, labels: Tensor, known: Tensor, loss: LossOptions = BCE) -> Tensor:
     """Return the mean of `per_sample_loss` over the batch, a float32 scalar.
 
-    One operation instead of three, which counts where a whole step takes a tenth of a
-    millisecond.
+    For ``bce`` one operation instead of three, which counts where a whole step takes a tenth
+    of a millisecond.
     """
-    return functional.binary_cross_entropy_with_logits(logits.float(), labels, weight=known)
+    if isinstance(loss, BceLoss):
+        return functional.binary_cross_entropy_with_logits(logits.float(), labels, weight=known)
+    return per_sample_loss(logits, labels, known, loss).mean()
 
 
 def probabilities(logits: Tensor) -> Tensor:

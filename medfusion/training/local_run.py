@@ -1,17 +1,23 @@
 """What training a model on one site's studies needs, private or not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.nn import functional
+from torch.optim import Optimizer
 
 from medfusion.errors import FederationError
-from medfusion.training.options import TrainingOptions
+from medfusion.models.contract import FUSED, LABEL_STATES, Model
+from medfusion.models.fusion import drop_modalities, presence
+from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.objectives.options import LossOptions
+from medfusion.training.augmentation import augment
+from medfusion.training.label_masking import reveal_labels, still_to_learn
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -37,9 +43,27 @@ class TrainingStudies(Protocol):
         """Each study's patient, as a number."""
         ...
 
+    @property
+    def column_features(self) -> Tensor:
+        """Int64 [K]: the number of the feature that each tabular column belongs to."""
+        ...
+
     def inputs(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Return the model's inputs for the studies at ``index`` (int64 [B], on the CPU)."""
         ...
+
+
+@dataclass(frozen=True)
+class Streams:
+    """CPU generators of what training hides and tells.
+
+    One for each use: where two uses share a stream, what a study gets depends on how batches
+    are cut into pieces.
+    """
+
+    changes: torch.Generator
+    modalities: torch.Generator
+    labels: torch.Generator
 
 
 @dataclass
@@ -55,14 +79,34 @@ class LocalRun:
     physical_batch: int
     autocast: Callable[[], AbstractContextManager[object]]
     modality_dropout: float
+    auxiliary_weights: Mapping[str, float]
+    masked_labels: float
+    loss: LossOptions
+    augmented: bool
+    small_images: bool
 
-    def inputs(self, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the inputs of some studies, each of which may have lost modalities."""
+    @property
+    def plain(self) -> bool:
+        """Whether a study's loss is that of the logits alone, over all its known labels."""
+        return not (self.auxiliary_weights or self.masked_labels)
+
+    def inputs(self, index: Tensor, streams: Streams) -> dict[str, Tensor]:
+        """Return the inputs of some studies, changed as training wants them.
+
+        Each study may be augmented, have its image halved, have lost modalities, and be told
+        labels.
+        """
         inputs = self.studies.inputs(index, self.device)
+        if self.augmented:
+            inputs = augment(inputs, self.studies.column_features, streams.changes)
+        if self.small_images and "image" in inputs:
+            inputs = {**inputs, "image": functional.avg_pool2d(inputs["image"], 2)}
         if self.modality_dropout:
-            from medfusion.models.fusion import drop_modalities
-
-            inputs = drop_modalities(inputs, self.modality_dropout, generator)
+            inputs = drop_modalities(inputs, self.modality_dropout, streams.modalities)
+        if self.masked_labels:
+            labels, known = self.studies.labels[index], self.studies.known[index]
+            states = reveal_labels(labels, known, self.masked_labels, streams.labels)
+            inputs = {**inputs, LABEL_STATES: states.to(self.device)}
         return inputs
 
     def targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +123,26 @@ class LocalRun:
         assert isinstance(logits, Tensor)
         return logits
 
+    def losses(self, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
+        """Return each study's loss, float32 [b], with those of the modalities' own heads.
+
+        A label that the inputs tell does not count, nor does the own head of a modality that
+        the study lacks. Denominators are constant, so a loss depends on its study alone.
+        """
+        known = still_to_learn(known, inputs)
+        if not self.auxiliary_weights:
+            return per_sample_loss(self.logits(inputs), labels, known, self.loss)
+        with self.autocast():
+            outputs = cast(Model, self.model).outputs(inputs)
+        total = per_sample_loss(outputs[FUSED], labels, known, self.loss)
+        here = presence(inputs)
+        for name, weight in self.auxiliary_weights.items():
+            if name in outputs:
+                counts = known * here[name].unsqueeze(1)
+                own = per_sample_loss(outputs[name], labels, counts, self.loss)
+                total = total + weight * own
+        return total
+
     def clear_gradients(self) -> None:
         """Drop every gradient."""
         for parameter in self.trainable:  # a third of the time of Optimizer.zero_grad
@@ -90,16 +154,6 @@ class LocalRun:
             raise FederationError("one study does not fit into GPU memory: use a smaller model")
         self.physical_batch //= 2
         torch.cuda.empty_cache()
-
-
-def make_optimizer(trainable: list[nn.Parameter], options: TrainingOptions) -> Optimizer:
-    """Return a new optimiser, which remembers nothing of earlier rounds."""
-    rate, decay = options.learning_rate, options.weight_decay
-    # What torch would choose as well, but after a look at each parameter in each step.
-    foreach = all(parameter.is_cuda for parameter in trainable)
-    if options.optimizer == "sgd":
-        return SGD(trainable, rate, momentum=options.momentum, weight_decay=decay, foreach=foreach)
-    return AdamW(trainable, rate, weight_decay=decay, foreach=foreach)
 
 
 def make_proximal_pull(trainable: list[nn.Parameter], mu: float) -> Callable[[], None]:

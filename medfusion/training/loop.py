@@ -1,24 +1,27 @@
 """One round of local training, private or not."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.errors import ConfigError
+from medfusion.models.parts import part_of
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches, poisson_batches
 from medfusion.randomness import spawn
 from medfusion.training.local_run import (
     LocalRun,
     Precision,
+    Streams,
     TrainingStudies,
     make_autocast,
-    make_optimizer,
     make_proximal_pull,
 )
 from medfusion.training.open_steps import fit_openly
+from medfusion.training.optimizer import make_optimizer
 from medfusion.training.options import TrainingOptions
 
 
@@ -49,6 +52,10 @@ def fit(
     precision: Precision = "auto",
     proximal_mu: float = 0.0,
     modality_dropout: float = 0.0,
+    auxiliary_weights: Mapping[str, float] | None = None,
+    masked_labels: float = 0.0,
+    progress: float = 0.0,
+    rounds: int = 1,
 ) -> FitResult:
     """Train ``model`` in place for one round.
 
@@ -61,11 +68,12 @@ def fit(
     steps
         Optimiser steps of the round; under a plan, exactly ``plan.steps_per_round``.
     public
-        CPU generator of shuffles and modality dropout without privacy.
+        CPU generator of shuffles, augmentation, modality dropout and told labels without
+        privacy.
     private
-        CPU generator of all that is random under a plan: draws, choice of study, modality
-        dropout and noise. Dropout is among them because a mask from a public stream would
-        depend on who else was drawn.
+        CPU generator of all that is random under a plan: draws, choice of study,
+        augmentation, modality dropout, told labels and noise. What changes a study is among
+        them because draws from a public stream would depend on who else was drawn.
     physical_batch
         Most studies in one forward and backward pass; halved when they do not fit into GPU
         memory. The logical batch stays what ``options`` and ``plan`` say.
@@ -77,9 +85,19 @@ def fit(
         and noise.
     modality_dropout
         Probability with which a sample loses each modality in training.
+    auxiliary_weights
+        Weight of the loss of each modality's own head, by modality; see `Model.outputs`.
+    masked_labels
+        Probability with which a sample is told some of its labels, and trained on the others.
+    progress
+        Share of the run's rounds that lie behind, in [0, 1).
+    rounds
+        Rounds of the run.
 
     Raises
     ------
+    ConfigError
+        If small images are for a model that reads none.
     DataError
         If there is nothing to train on (without privacy; under a plan that would be told).
     FederationError
@@ -91,6 +109,10 @@ def fit(
     """
     if plan is not None and steps != plan.steps_per_round:
         raise ValueError(f"Expected steps={steps} to be the plan's {plan.steps_per_round}.")
+    if options.small_images and not any(part_of(n) == "image" for n, _ in model.named_parameters()):
+        raise ConfigError(
+            f"training.small_images = {options.small_images:g}: the model reads no images"
+        )
     began = time.perf_counter()
     was_training = model.training
     model.to(device).train()
@@ -99,12 +121,17 @@ def fit(
         model=model,
         studies=studies,
         trainable=trainable,
-        optimizer=make_optimizer(trainable, options),
+        optimizer=make_optimizer(model, options, steps=steps, progress=progress, rounds=rounds),
         pull=make_proximal_pull(trainable, proximal_mu) if proximal_mu else None,
         device=device,
         physical_batch=physical_batch,
         autocast=make_autocast(precision, device),
         modality_dropout=modality_dropout,
+        auxiliary_weights=auxiliary_weights or {},
+        masked_labels=masked_labels,
+        loss=options.loss,
+        augmented=options.augmentation != "none",
+        small_images=progress < options.small_images,
     )
     loss: float | None
     try:
@@ -112,7 +139,7 @@ def fit(
             batches = epoch_batches(
                 studies.patients, batch_size=options.batch_size, steps=steps, generator=public
             )
-            loss = fit_openly(run, batches, public)
+            loss = fit_openly(run, batches, _open_streams(run, public))
         else:
             loss = _fit_privately(run, plan, private)
     finally:
@@ -121,17 +148,26 @@ def fit(
     return FitResult(steps=steps, loss=loss, seconds=time.perf_counter() - began)
 
 
+def _open_streams(run: LocalRun, public: torch.Generator) -> Streams:
+    """Return streams of their own for what training hides and tells, if it does so at all."""
+    if not (run.augmented or run.modality_dropout or run.masked_labels):
+        return Streams(changes=public, modalities=public, labels=public)
+    changes, modalities, labels = (spawn(public, public.device) for _ in range(3))
+    return Streams(changes=changes, modalities=modalities, labels=labels)
+
+
 def _fit_privately(run: LocalRun, plan: DpPlan, private: torch.Generator) -> float | None:
     """Train under a plan; returns the mean loss over those drawn, None if nobody was."""
     from medfusion.privacy.dp_sgd import PrivateSteps  # Opacus takes a second to import
 
     # Streams of their own, so that neither draws nor noise depend on how batches are cut.
     cpu = torch.device("cpu")
-    draws, dropout, noise = (spawn(private, device) for device in (cpu, cpu, run.device))
+    devices = (cpu, cpu, run.device, cpu, cpu)
+    draws, dropout, noise, told, changes = (spawn(private, on) for on in devices)
+    streams = Streams(changes=changes, modalities=dropout, labels=told)
 
     def losses(index: Tensor) -> Tensor:
-        logits = run.logits(run.inputs(index, dropout))
-        return per_sample_loss(logits, *run.targets(index))
+        return run.losses(run.inputs(index, streams), *run.targets(index))
 
     total, drawn = torch.zeros((), device=run.device), 0
     batches = poisson_batches(

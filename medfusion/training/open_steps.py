@@ -6,18 +6,18 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from medfusion.objectives.multilabel import mean_loss, per_sample_loss
-from medfusion.training.local_run import LocalRun
+from medfusion.objectives.multilabel import mean_loss
+from medfusion.training.local_run import LocalRun, Streams
 
 
-def fit_openly(run: LocalRun, batches: Iterator[Tensor], generator: torch.Generator) -> float:
+def fit_openly(run: LocalRun, batches: Iterator[Tensor], streams: Streams) -> float:
     """Train without privacy; returns the mean loss."""
     losses, sizes = [], []
     for group in _grouped(batches, run.physical_batch):
         # One gather for several small batches: at a few studies a step, it halves the work.
         index = torch.cat(group)
         rows = [batch.numel() for batch in group]  # len() of a tensor takes ten times as long
-        inputs = {n: torch.split(x, rows) for n, x in run.inputs(index, generator).items()}
+        inputs = {n: torch.split(x, rows) for n, x in run.inputs(index, streams).items()}
         labels, known = (torch.split(target, rows) for target in run.targets(index))
         for i, size in enumerate(rows):
             batch = {name: tensors[i] for name, tensors in inputs.items()}
@@ -65,15 +65,15 @@ def _backward(
 ) -> Tensor:
     """Leave the gradient of the batch's mean loss in ``grad``; returns that loss."""
     most = run.physical_batch
-    if size <= most:
-        loss = mean_loss(run.logits(inputs), labels, known)
+    if size <= most and run.plain:
+        loss = mean_loss(run.logits(inputs), labels, known, run.loss)
         torch.autograd.backward(loss)
         return loss.detach()
     total = torch.zeros((), device=run.device)
     for start in range(0, size, most):
         piece = slice(start, start + most)
-        logits = run.logits({name: tensor[piece] for name, tensor in inputs.items()})
-        loss = per_sample_loss(logits, labels[piece], known[piece]).sum() / size
+        part = {name: tensor[piece] for name, tensor in inputs.items()}
+        loss = run.losses(part, labels[piece], known[piece]).sum() / size
         torch.autograd.backward(loss)
         total += loss.detach()
     return total

@@ -1,18 +1,42 @@
 """Section ``[training]``: what a site does between two exchanges with the coordinator."""
 
 from math import ceil
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from medfusion.objectives.options import BceLoss, LossOptions
 from medfusion.options import Options
+
+
+class RateMultipliers(Options):
+    """Section ``[training.rate_multipliers]``: a part's learning rate over ``learning_rate``.
+
+    Public constants, for modalities that learn at different speeds (Wang, Tran and Feiszli,
+    "What makes training multi-modal classification networks hard?", CVPR 2020). ``head`` is all
+    that reads no modality; a part that is not given keeps ``learning_rate``, and one that the
+    model lacks is passed over.
+    """
+
+    image: float | None = Field(default=None, gt=0)
+    tabular: float | None = Field(default=None, gt=0)
+    text: float | None = Field(default=None, gt=0)
+    head: float | None = Field(default=None, gt=0)
+
+    def given(self) -> dict[str, float]:
+        """Return the multipliers that are set, by part."""
+        return self.model_dump(exclude_none=True)
 
 
 class TrainingOptions(Options):
     """Local training of one round; ``batch_size`` is the expected size under privacy.
 
     ``steps`` sets the optimiser's steps of a round outright; unset, they follow from
-    ``local_epochs`` and the site's declared number of patients.
+    ``local_epochs`` and the site's declared number of patients. ``augmentation = "light"``
+    changes each study a little at each step (see `medfusion.training.augmentation`).
+    ``schedule = "cosine"`` lets the learning rate fall over the whole run, to 0 after its last
+    step. ``small_images`` is the share of the rounds, from the first, that train on images of
+    half the size.
     """
 
     local_epochs: int = Field(default=1, ge=1)
@@ -20,8 +44,13 @@ class TrainingOptions(Options):
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     optimizer: Literal["sgd", "adamw"] = "adamw"
+    schedule: Literal["constant", "cosine"] = "constant"
+    rate_multipliers: RateMultipliers = RateMultipliers()
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    loss: Annotated[LossOptions, Field(discriminator="name")] = BceLoss()
+    augmentation: Literal["none", "light"] = "none"
+    small_images: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _momentum_belongs_to_sgd(self) -> Self:

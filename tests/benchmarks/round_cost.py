@@ -1,9 +1,11 @@
-"""Time and peak memory of one round of MedFusionNet at one site, with and without privacy.
+"""Seconds and peak memory of an epoch of MedFusionNet at one site.
 
-    python tests/benchmarks/round_cost.py [--size small] [--pixels 128] [--patients 64]
+    python tests/benchmarks/round_cost.py [--size small,121] [--precision float32,bfloat16]
+        [--pixels 128] [--patients 32] [--device cuda] [--arms open,private]
 
-Each arm runs in a process of its own on one thread; the baseline (no privacy) is measured in
-the same run. The studies are random: cost does not depend on their values.
+Every size, precision and arm (with or without privacy) runs in a process of its own, on one
+thread; the first of a size is what the others are compared with. The studies are random: cost
+does not depend on their values. The first epoch warms up and is not counted.
 """
 
 import argparse
@@ -13,26 +15,14 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 
-def one_arm(
-    size: str, pixels: int, patients: int, private: bool, repeats: int
-) -> dict[str, object]:
-    """Train ``repeats`` rounds; return their seconds and the process's peak memory in MiB."""
-    import torch
-
+def make_task(pixels: int) -> Any:
+    """Return a task with an image, twelve features, a note and five labels."""
     from medfusion.data.task import Task
-    from medfusion.models.contract import trainable_state
-    from medfusion.models.options import MedFusionNetOptions
-    from medfusion.models.registry import build_model
-    from medfusion.privacy.options import PrivacyOptions
-    from medfusion.privacy.plan import make_plan
-    from medfusion.randomness import stream
-    from medfusion.training.loop import fit
-    from medfusion.training.options import TrainingOptions
 
-    torch.set_num_threads(1)
-    task = Task.parse(
+    return Task.parse(
         {
             "task": {"name": "cost", "kind": "multilabel"},
             "image": {"size": [pixels, pixels]},
@@ -43,33 +33,58 @@ def one_arm(
         where="benchmark",
     )
 
-    class Studies:
-        """Random studies in memory."""
 
+def make_studies(patients: int, pixels: int) -> Any:
+    """Return random studies in memory."""
+    import torch
+    from torch import Tensor
+
+    class Studies:
         def __init__(self) -> None:
             self.labels = torch.randint(0, 2, (patients, 5)).float()
             self.known = torch.ones(patients, 5)
             self.patients = torch.arange(patients)
+            self.column_features = torch.arange(12)
             self.image = torch.rand(patients, 1, pixels, pixels)
             self.tabular = torch.rand(patients, 12, 8)
             self.tokens = torch.randint(1, 500, (patients, 64))
 
-        def inputs(self, index: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        def inputs(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
             return {
-                "image": self.image[index],
-                "image_present": torch.ones(len(index), dtype=torch.bool),
-                "tabular": self.tabular[index],
-                "tokens": self.tokens[index],
+                "image": self.image[index].to(device),
+                "image_present": torch.ones(len(index), dtype=torch.bool, device=device),
+                "tabular": self.tabular[index].to(device),
+                "tokens": self.tokens[index].to(device),
             }
 
-    options = TrainingOptions(batch_size=32)
-    steps = options.steps_per_round(patients)
-    model = build_model(MedFusionNetOptions(size=size), task, seed=0)
+    return Studies()
+
+
+def one_arm(a: argparse.Namespace) -> dict[str, Any]:
+    """Train an epoch a few times; return the seconds of each and the peak memory in MiB."""
+    import torch
+
+    from medfusion.models.contract import trainable_state
+    from medfusion.models.options import MedFusionNetOptions
+    from medfusion.models.registry import build_model
+    from medfusion.privacy.options import PrivacyOptions
+    from medfusion.privacy.plan import make_plan
+    from medfusion.randomness import stream
+    from medfusion.training.device import choose_device
+    from medfusion.training.loop import fit
+    from medfusion.training.options import TrainingOptions
+
+    torch.set_num_threads(1)
+    device = choose_device(a.device)
+    options = TrainingOptions(batch_size=32, small_images=0.9 if a.half else 0.0)
+    steps = options.steps_per_round(a.patients)
+    model = build_model(MedFusionNetOptions(size=a.size), make_task(a.pixels), seed=0)
+    studies = make_studies(a.patients, a.pixels)
     plan = None
-    if private:
+    if a.arms == "private":
         plan = make_plan(
             PrivacyOptions(),
-            patients_public=patients,
+            patients_public=a.patients,
             batch_size=32,
             steps_per_round=steps,
             rounds=10,
@@ -78,57 +93,75 @@ def one_arm(
             metrics_releases=1,
         )
     seconds = []
-    for repeat in range(repeats):
+    for repeat in range(a.repeats + 1):
         start = time.perf_counter()
         fit(
             model,
-            Studies(),
+            studies,
             options=options,
             plan=plan,
             steps=steps,
             public=stream(0, repeat),
             private=stream(b"benchmark", repeat),
-            device=torch.device("cpu"),
-            physical_batch=32,
+            device=device,
+            physical_batch=a.physical_batch,
+            precision=a.precision,
             modality_dropout=0.1,
         )
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_reserved()
     return {
-        "seconds": seconds,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "seconds": seconds[1:],
+        "peak_mib": peak / 2**20,
         "trainable": sum(p.numel() for p in trainable_state(model).values()),
     }
 
 
 def main() -> None:
-    """Measure both arms and print them side by side."""
+    """Measure every arm and print them side by side."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="small")
+    parser.add_argument("--size", default="small", help="tiny, small, 121")
+    parser.add_argument("--precision", default="float32", help="float32, bfloat16")
+    parser.add_argument("--arms", default="open,private")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--pixels", type=int, default=128)
-    parser.add_argument("--patients", type=int, default=64)
+    parser.add_argument("--patients", type=int, default=32)
+    parser.add_argument("--physical-batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--arm", choices=["open", "private"], help=argparse.SUPPRESS)
+    parser.add_argument("--half", action="store_true", help="train on images of half the size")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.arm:
-        arm = one_arm(a.size, a.pixels, a.patients, a.arm == "private", a.repeats)
-        print(json.dumps(arm))
+    if a.one:
+        print(json.dumps(one_arm(a)))
         return
-    medians = {}
-    for arm in ("open", "private"):
-        done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--arm", arm],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        found = json.loads(done.stdout)
-        medians[arm] = statistics.median(found["seconds"])
-        spread = f"{min(found['seconds']):.2f} to {max(found['seconds']):.2f}"
-        print(
-            f"{arm:8} {medians[arm]:7.2f} s a round of {a.patients} patients ({spread}), peak "
-            f"{found['peak_mib']:.0f} MiB, {found['trainable']:,} trainable parameters"
-        )
-    print(f"private / open: {medians['private'] / medians['open']:.2f}")
+    print(
+        f"an epoch of {a.patients} patients, {a.pixels} px, batches of 32, {a.device}:", flush=True
+    )
+    for size in a.size.split(","):
+        baseline = None
+        for precision in a.precision.split(","):
+            for arm in a.arms.split(","):
+                choice = ["--size", size, "--precision", precision, "--arms", arm, "--one"]
+                done = subprocess.run(
+                    [sys.executable, __file__, *sys.argv[1:], *choice],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+                found = json.loads(done.stdout)
+                median = statistics.median(found["seconds"])
+                baseline = baseline or median
+                spread = f"{min(found['seconds']):.2f} to {max(found['seconds']):.2f}"
+                print(
+                    f"{size:6} {precision:9} {arm:8} {median:7.2f} s ({spread}), "
+                    f"{median / baseline:5.2f} x, peak {found['peak_mib']:6.0f} MiB, "
+                    f"{found['trainable']:,} trainable parameters",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

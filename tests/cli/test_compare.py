@@ -62,7 +62,28 @@ def test_regimes_and_selections_side_by_side(config, tmp_path):
     assert low <= found["arms"][1]["auroc_macro"]["mean"] <= high
     assert len(found["differences"]) == 6
     assert set(found["arms"][0]["per_site"]) == {"north", "south"}
+    assert found["arms"][0]["auprc"]["ill"] == found["arms"][0]["auprc_macro"]
+    for figure in ("auprc_macro", "auroc_within_sites"):
+        assert all(row[figure]["ci95"] for row in found["differences"])
     assert "AUROC by label" in result.output
+    rows = [line for line in result.output.splitlines() if line.startswith("│")]
+    assert 80 < max(len(row) for row in rows) <= 100
+    assert "within a fold" not in result.output
+    for arm in found["arms"]:
+        worst = arm["worst_site"]
+        assert worst == {
+            "site": worst["site"],
+            "auroc_macro": min(site["auroc_macro"] for site in arm["per_site"].values()),
+        }
+        assert arm["per_site"][worst["site"]]["auroc_macro"] == worst["auroc_macro"]
+        low, high = arm["auroc_macro"]["ci95"]
+        for shown in (
+            f"{arm['auroc_macro']['mean']:.3f} ({low:.3f} to {high:.3f})",
+            f"{arm['auroc_within_sites']['mean']:.3f}",
+            f"{worst['auroc_macro']:.3f} {worst['site']}",
+            f"{arm['auprc_macro']['mean']:.3f}",
+        ):
+            assert shown in result.output
     assert "1000 resamples" in result.output
     assert not any((config.parent / "sites").rglob("*.state"))
     assert not list(out.rglob("report.html"))
@@ -96,6 +117,7 @@ def test_folds_under_privacy(config, tmp_path):
     assert result.exit_code == 0, result.output + str(result.exception)
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert (found["n_patients"], found["seeds"], found["folds"]) == (120, 2, 2)
+    assert "ranked within a fold" in result.output
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 4
 
 

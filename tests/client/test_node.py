@@ -348,6 +348,10 @@ def test_deployed_what_is_wrong_with_the_data_stays_at_the_site(cohort, tmp_path
         (["privacy.enabled=false"], "under differential privacy only"),
         (["model.name=medfusion_net", "model.text.encoder='/etc/passwd'"], "found a path"),
         (["model.name=medfusion_net", "model.text.encoder='../up'"], "found a path"),
+        (
+            ["model.name=medfusion_net", "model.init='/etc/passwd'", "model.frozen_stages=1"],
+            "torchvision's cache, found a path",
+        ),
     ],
 )
 def test_a_deployed_node_refuses_what_a_simulation_may(cohort, tmp_path, overrides, message):

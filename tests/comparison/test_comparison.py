@@ -135,6 +135,19 @@ def test_every_arm_scores_the_studies_in_the_order_of_the_truth(config):
         )
 
 
+def test_the_truth_tells_fold_and_site_of_each_study(config):
+    comparison = plan(config, regimes=["federated"], folds=3)
+    truth, ((trials,),) = comparison.truth, comparison.trials
+    for fold, trial in enumerate(trials):
+        for site in trial.sites:
+            here = (truth.folds == fold) & (truth.sites == site.name)
+            expected = [f"{site.name}/{patient}" for patient in site.part(TEST).patient_ids]
+            assert truth.patients[here].tolist() == expected
+            assert len(set(truth.folds_and_sites[here])) == 1
+    assert len(set(truth.folds_and_sites)) == 6
+    assert not plan(config).truth.folds.any()
+
+
 def test_folds_test_each_patient_once_in_every_arm(config, tmp_path):
     comparison = plan(config, folds=4)
     studies = sum(len(site.studies) for site in sites_of(config))
@@ -149,8 +162,11 @@ def test_folds_test_each_patient_once_in_every_arm(config, tmp_path):
             for site in trial.sites:
                 train = set(site.part(TRAIN).patient_ids)
                 assert not train & set(site.part(TEST).patient_ids)
-    result = run(plan(config, folds=4), FakeRunner(), tmp_path / "out")
+    observer = Silent()
+    result = run(plan(config, folds=4), FakeRunner(), tmp_path / "out", observer)
     assert result["n_patients"] == 120
+    for (*_, shown), arm in zip(observer.arms, result["arms"], strict=True):
+        assert shown == pytest.approx(arm["auroc_macro"]["mean"])
     assert all(arm["auroc"]["dead"]["mean"] > 0.9 for arm in result["arms"])
 
 

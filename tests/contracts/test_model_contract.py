@@ -1,6 +1,7 @@
 """Every registered model keeps the contract in `medfusion.models.contract`."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ from opacus import GradSampleModule
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.models import DenseNet
 
 from medfusion.data.task import Task
 from medfusion.models.contract import Model, frozen_sha256, trainable_state
+from medfusion.models.medfusion_net import SIZES
 from medfusion.models.options import LogisticOptions, MedFusionNetOptions, TextOptions
 from medfusion.models.registry import MODELS, build_model
 
 B = 5  # equal to no other dimension below
+SHORT = (2, 2, 2, 2)  # layers of size 121 here
 TASK = Task.parse(
     {
         "task": {"name": "contract", "kind": "multilabel"},
@@ -38,6 +42,8 @@ CASES = {
     "default": MedFusionNetOptions(),
     "small": MedFusionNetOptions(size="small"),
     "image": MedFusionNetOptions(modalities=("image",)),
+    "121": MedFusionNetOptions(size="121"),
+    "121_frozen": MedFusionNetOptions(size="121", init="short.pth", frozen_stages=2),
     "plain": MedFusionNetOptions(
         attention_stream=False, fpn=False, head="pooled", label_attention=False
     ),
@@ -45,6 +51,16 @@ CASES = {
     "trained_text": MedFusionNetOptions(
         modalities=("tabular", "text"), text=TextOptions(freeze=False)
     ),
+    "mean_text": MedFusionNetOptions(
+        modalities=("tabular", "text"), text=TextOptions(pooling="mean")
+    ),
+    "trained_mean_text": MedFusionNetOptions(
+        modalities=("tabular", "text"), text=TextOptions(freeze=False, pooling="mean")
+    ),
+    "own_heads": MedFusionNetOptions(gating="modality", auxiliary_heads=0.5),
+    "late_fusion": MedFusionNetOptions(gating="token", late_fusion=True),
+    "pooled_late_fusion": MedFusionNetOptions(head="pooled", gating="modality", late_fusion=True),
+    "told_labels": MedFusionNetOptions(modalities=("tabular", "text"), masked_labels=0.5),
 }
 every_model = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -56,6 +72,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def torch_home(tmp_path_factory):
+    """Torchvision's cache with the weights of a DenseNet121 that has few layers."""
+    folder = tmp_path_factory.mktemp("torch")
+    torch.manual_seed(0)
+    network = DenseNet(32, SHORT, 64)
+    for name, value in network.state_dict().items():
+        if "running" in name:
+            value.copy_(0.1 * torch.rand(value.shape) + (1.0 if "var" in name else 0.0))
+    (folder / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(network.state_dict(), folder / "hub" / "checkpoints" / "short.pth")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_layers(monkeypatch, torch_home):
+    """Size 121 with all its parts, but fewer layers: gradients of the whole take long."""
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    whole = SIZES["121"]
+    streams = replace(whole.streams, layers=SHORT)
+    monkeypatch.setitem(SIZES, "121", replace(whole, streams=streams))
 
 
 def make_inputs(seed: int = 0, batch: int = B) -> dict[str, Tensor]:
@@ -71,6 +110,7 @@ def make_inputs(seed: int = 0, batch: int = B) -> dict[str, Tensor]:
         "image_present": torch.ones(batch, dtype=torch.bool),
         "tabular": tabular,
         "tokens": tokens,
+        "label_states": torch.randint(0, 3, (batch, L), generator=draw),
     }
 
 
@@ -95,14 +135,28 @@ def build(options, seed: int = 0) -> Model:
     return model
 
 
-def losses(logits: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(
-        logits, torch.full_like(logits, 0.3), reduction="none"
-    ).mean(dim=1)
+def losses(outputs: dict[str, Tensor]) -> Tensor:
+    """A loss for each study over all that is trained."""
+    each = [
+        binary_cross_entropy_with_logits(logits, torch.full_like(logits, 0.3), reduction="none")
+        for logits in outputs.values()
+    ]
+    return torch.cat(each, dim=1).mean(dim=1)
+
+
+class Outputs(torch.nn.Module):
+    """A model whose forward pass returns all that is trained."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.model.outputs(inputs)
 
 
 def gradients_by_hooks(model: Model, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    hooked = GradSampleModule(model, loss_reduction="sum")
+    hooked = GradSampleModule(Outputs(model), loss_reduction="sum")
     losses(hooked(inputs)).sum().backward()
     result = {n: p.grad_sample.detach().clone() for n, p in trainable_state(model).items()}
     hooked.to_standard_module()
@@ -111,11 +165,13 @@ def gradients_by_hooks(model: Model, inputs: dict[str, Tensor]) -> dict[str, Ten
 
 
 def gradients_by_vmap(model: Model, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    whole = Outputs(model)
     fixed = {n: p for n, p in model.named_parameters() if not p.requires_grad}
 
     def loss(state, study):
         one = {name: value.unsqueeze(0) for name, value in study.items()}
-        return losses(functional_call(model, {**state, **fixed}, (one,))).sum()
+        named = {f"model.{name}": value for name, value in {**state, **fixed}.items()}
+        return losses(functional_call(whole, named, (one,))).sum()
 
     state = {n: p.detach() for n, p in trainable_state(model).items()}
     return vmap(grad(loss), in_dims=(None, 0))(state, inputs)
@@ -125,7 +181,8 @@ def gradients_one_by_one(model: Model, inputs: dict[str, Tensor]) -> dict[str, T
     rows = []
     for study in range(B):
         model.zero_grad(set_to_none=True)
-        losses(model({n: v[study : study + 1] for n, v in inputs.items()})).sum().backward()
+        one = {n: v[study : study + 1] for n, v in inputs.items()}
+        losses(model.outputs(one)).sum().backward()
         rows.append({n: p.grad.clone() for n, p in trainable_state(model).items()})
     model.zero_grad(set_to_none=True)
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -137,7 +194,11 @@ def test_cases_cover_the_registry():
 
 @every_model
 def test_logits_have_one_row_per_study_and_one_column_per_label(options):
-    assert build(options)(make_inputs()).shape == (B, L)
+    model, inputs = build(options), make_inputs()
+    outputs = model.outputs(inputs)
+    assert {logits.shape for logits in outputs.values()} == {(B, L)}
+    assert torch.equal(outputs.pop("fused"), model(inputs))
+    assert outputs.keys() <= set(model.modalities)
 
 
 @every_model
@@ -151,27 +212,39 @@ def test_per_sample_gradients_agree(options):
             torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("case", ["default", "mean_text"])
+def test_text_states_computed_ahead_change_neither_logits_nor_gradients(case):
+    model = build(CASES[case])
+    inputs = with_gaps(make_inputs())
+    ahead = {**inputs, "text_states": model.text_encoder.encode(inputs["tokens"])}
+    assert torch.equal(model(ahead), model(inputs))
+    expected = gradients_one_by_one(model, inputs)
+    for found in (gradients_by_hooks(model, ahead), gradients_by_vmap(model, ahead)):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-10, msg=name)
+
+
 @every_model
 def test_a_study_does_not_change_the_others(options):
     model = build(options).eval()
     inputs, other = make_inputs(0), make_inputs(1)
-    before = model(inputs)
+    before = model.outputs(inputs)
     for study in range(B):
         changed = {name: value.clone() for name, value in inputs.items()}
         for name in changed:
             changed[name][study] = other[name][study]
-        after = model(changed)
         kept = [row for row in range(B) if row != study]
-        torch.testing.assert_close(after[kept], before[kept], rtol=1e-12, atol=1e-12)
-        assert not torch.allclose(after[study], before[study])
+        for name, after in model.outputs(changed).items():
+            torch.testing.assert_close(after[kept], before[name][kept], rtol=1e-12, atol=1e-12)
+            assert not torch.allclose(after[study], before[name][study])
 
 
 @every_model
 def test_gaps_leave_logits_and_gradients_finite(options):
     model = build(options)
-    logits = model(with_gaps(make_inputs()))
-    losses(logits).sum().backward()
-    assert torch.isfinite(logits).all()
+    outputs = model.outputs(with_gaps(make_inputs()))
+    losses(outputs).sum().backward()
+    assert all(torch.isfinite(logits).all() for logits in outputs.values())
     assert all(torch.isfinite(p.grad).all() for p in trainable_state(model).values())
 
 
@@ -183,7 +256,7 @@ def test_every_parameter_gets_a_gradient_though_a_batch_lacks_a_modality(options
     inputs[lost] = torch.zeros_like(inputs[lost])
     if lost == "image":
         inputs["image_present"] = torch.zeros(B, dtype=torch.bool)
-    losses(model(inputs)).sum().backward()
+    losses(model.outputs(inputs)).sum().backward()
     assert [name for name, value in trainable_state(model).items() if value.grad is None] == []
 
 
@@ -192,7 +265,7 @@ def test_every_parameter_matters(options):
     """With complete studies and gaps together no gradient is zero: no part is disconnected."""
     model = build(options)
     for inputs in (make_inputs(), with_gaps(make_inputs())):
-        losses(model(inputs)).sum().backward()
+        losses(model.outputs(inputs)).sum().backward()
     silent = [name for name, p in trainable_state(model).items() if not p.grad.any()]
     # a softmax does not feel a key's constant, but rounding does; so nothing may be exactly 0
     assert silent == []
@@ -229,7 +302,7 @@ def test_feature_rows_are_where_a_column_enters(options):
     model = build(options)
     rows = model.feature_rows()
     assert bool(rows) == ("tabular" in model.modalities)
-    losses(model(make_inputs())).sum().backward()
+    losses(model.outputs(make_inputs())).sum().backward()
     for name, (axis, width) in rows.items():
         value = trainable_state(model)[name]
         assert value.shape[axis] == K * width
@@ -247,8 +320,8 @@ def test_bfloat16_autocast_gives_nearly_the_same_gradients(options):
     for enabled in (False, True):
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            logits = model(inputs)
-        losses(logits.float()).sum().backward()
+            outputs = model.outputs(inputs)
+        losses({name: logits.float() for name, logits in outputs.items()}).sum().backward()
         gradients = [p.grad.flatten() for p in trainable_state(model).values()]
         assert {g.dtype for g in gradients} == {torch.float32}
         found[enabled] = torch.cat(gradients)

@@ -68,6 +68,25 @@ def test_every_strategy_goes_on_as_if_never_interrupted(name, tmp_path):
         np.testing.assert_array_equal(numpy_of(resumed)[key], value)
 
 
+def lists_of(arrays):
+    return {name: array.tolist() for name, array in numpy_of(arrays).items()}
+
+
+def test_the_average_of_the_models_is_kept_beside_the_model(tmp_path):
+    strategy = build_strategy(StrategyOptions(name="fedavgm", **OPTIONS["fedavgm"]), min_sites=5)
+    model = ArrayRecord({"b": Array(np.float32([1, 2])), "a": Array(np.float32([3]))})
+    average = ArrayRecord({"b": Array(np.float32([5, 6])), "a": Array(np.float32([7]))})
+    store = CheckpointStore(tmp_path, "run")
+    for number, kept in ((1, average), (2, None)):
+        store.save(Checkpoint(number, model, {}, kept), strategy)
+        loaded = store.load(strategy)
+        assert loaded is not None
+        assert lists_of(loaded.arrays) == {"a": [3], "b": [1, 2]}
+        assert (loaded.average is None) == (kept is None)
+        if loaded.average is not None:
+            assert lists_of(loaded.average) == {"a": [7], "b": [5, 6]}
+
+
 def test_a_run_of_other_settings_is_refused(tmp_path):
     strategy = build_strategy(StrategyOptions(), min_sites=1)
     arrays = ArrayRecord({"a": Array(np.zeros(1, np.float32))})

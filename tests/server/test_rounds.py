@@ -9,15 +9,19 @@ import pytest
 from fake_sites import FakeGrid, FakeSite
 from flwr.app import Array
 from rich.console import Console
+from safetensors.numpy import load_file
 from tabular_cohort import write_ward
 
 from medfusion.config import load_config
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, DataError, FederationError
+from medfusion.models.contract import Model
 from medfusion.transport.requests import (
     ARRAYS,
+    CONFIG,
     METRICS,
     REPLY,
+    ROUND_KEY,
     WEIGHT_KEY,
     error_reply,
     reply_with,
@@ -27,7 +31,7 @@ from server.progress import RunProgress
 from server.results import model_card, write_results
 from server.roster import call_roll
 from server.roster_grid import RosterGrid
-from server.rounds import RoundLoop
+from server.rounds import RoundLoop, run_settings
 from server.run_state import RunContext
 from server.strategies import build_strategy
 
@@ -341,17 +345,17 @@ def test_more_epsilon_than_a_site_allows_is_refused(tmp_path):
         federation.roll()
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
-def test_a_run_that_failed_goes_on_to_the_same_result(tmp_path, strategy):
-    name = f"strategy.name={strategy}"
-    whole = Federation(tmp_path / "whole", name)
+@pytest.mark.parametrize(("strategy", "ema"), [("fedavg", 0.0), ("fedavg", 0.7), ("fedadam", 0.7)])
+def test_a_run_that_failed_goes_on_to_the_same_result(tmp_path, strategy, ema):
+    settings = (f"strategy.name={strategy}", f"server.ema={ema}")
+    whole = Federation(tmp_path / "whole", *settings)
     expected = whole.run()
-    cut = Federation(tmp_path / "cut", name)
+    cut = Federation(tmp_path / "cut", *settings)
     cut.grid.before = lambda kind, number: cut.grid.silent.update({3, 5} if number == 3 else ())
     with pytest.raises(FederationError):
         cut.run()
     (cut.folder / "rounds.jsonl").unlink()
-    again = Federation(tmp_path / "cut", name)
+    again = Federation(tmp_path / "cut", *settings)
     outcome = again.run()
     assert again.trained("east") == [3]
     for key, value in arrays_of(expected).items():
@@ -363,6 +367,61 @@ def test_a_run_that_failed_goes_on_to_the_same_result(tmp_path, strategy):
     assert outcome.progress.cost.bytes_down == expected.progress.cost.bytes_down
     lines = (cut.folder / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [1, 2, 3]
+
+
+def models_sent(federation):
+    """Run and deliver; return what a site was sent by kind and round, outcome and card."""
+    site, sent = federation.sites["east"], {}
+    genuine = site.answer
+
+    def answer(kind, content):
+        if ARRAYS in content.array_records:
+            number = int(content[CONFIG].get(ROUND_KEY, 0))
+            sent[kind, number] = [array.numpy() for array in content[ARRAYS].values()]
+        return genuine(kind, content)
+
+    site.answer = answer
+    loop, context = federation.loop()
+    outcome = loop.run()
+    card = model_card(context, outcome)
+    loop.deliver(outcome, card)
+    write_results(context, outcome, card)
+    return sent, outcome, card
+
+
+def test_the_average_of_the_rounds_is_used_and_the_last_model_is_trained_on(tmp_path):
+    plain, _, plain_card = models_sent(Federation(tmp_path / "plain"))
+    federation = Federation(tmp_path / "averaged", "server.ema=0.6")
+    averaged, outcome, card = models_sent(federation)
+    models = [plain[kind] for kind in (("train", 2), ("train", 3), ("query.deliver", 0))]
+    for number in (1, 2, 3):
+        for found, expected in zip(averaged["train", number], plain["train", number], strict=True):
+            np.testing.assert_array_equal(found, expected)
+        weights = 0.6 ** np.arange(number - 1, -1, -1.0)
+        for place, found in enumerate(averaged["evaluate", number]):
+            values = np.stack([model[place].astype(float) for model in models[:number]])
+            np.testing.assert_allclose(
+                found, np.average(values, axis=0, weights=weights), rtol=1e-6
+            )
+            np.testing.assert_array_equal(
+                plain["evaluate", number][place], models[number - 1][place]
+            )
+    saved = load_file(federation.folder / "model" / "model.safetensors")
+    for place, (name, array) in enumerate(outcome.arrays.items()):
+        for found in (
+            averaged["query.deliver", 0][place],
+            averaged["evaluate", 3][place],
+            saved[name],
+        ):
+            np.testing.assert_array_equal(array.numpy(), found)
+    summary = json.loads((federation.folder / "summary.json").read_text())
+    assert (card["ema"], summary["ema"], plain_card["ema"]) == (0.6, 0.6, 0.0)
+
+
+def test_runs_with_another_average_have_another_id(tmp_path):
+    parts = [Federation(tmp_path, f"server.ema={ema}") for ema in (0.0, 0.9, 0.9)]
+    first, second, third = (run_settings(part.config, part.task).run_id for part in parts)
+    assert first != second == third
 
 
 def test_the_summary_counts_every_exchange_and_comes_last(federation, monkeypatch):
@@ -395,3 +454,12 @@ def test_the_summary_counts_every_exchange_and_comes_last(federation, monkeypatc
     assert summary["bytes_up"] == outcome.progress.cost.bytes_up
     assert (federation.folder / "report.html").stat().st_size > 1000
     assert not (federation.folder / ".finish").exists()
+
+
+def test_where_the_weights_came_from_is_said_once(federation, monkeypatch):
+    said = []
+    monkeypatch.setattr(RunProgress, "note", lambda _self, text: said.append(text))
+    monkeypatch.setattr(Model, "origin", "3 of 4 weight tensors are from x.pth")
+    for _ in range(2):  # the second time from the checkpoint
+        federation.run()
+    assert said == ["initial weights: 3 of 4 weight tensors are from x.pth"]

@@ -45,18 +45,30 @@ def wait_for(condition, what: str) -> None:
         time.sleep(0.01)
 
 
+def hear_ctrl_c():
+    """A shell's background jobs ignore Ctrl-C, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
-    ("how", "strategy", "selection"),
-    [(signal.SIGKILL, "fedadam", "federated"), (signal.SIGINT, "fedavg", "local")],
+    ("how", "strategy", "selection", "ema"),
+    [(signal.SIGKILL, "fedadam", "federated", 0.0), (signal.SIGINT, "fedavg", "local", 0.9)],
 )
-def test_same_model_as_uninterrupted(how, strategy, selection, tmp_path):
+def test_same_model_as_uninterrupted(how, strategy, selection, ema, tmp_path):
     cohort = tmp_path / "cohort"
     write_cohort(cohort, sites=2, patients=60, seed=3)
-    settings = (f"strategy.name={strategy}", f"selection.method={selection}")
+    settings = (
+        f"strategy.name={strategy}",
+        f"selection.method={selection}",
+        f"server.ema={ema}",
+    )
     whole = tmp_path / "whole"
     cut = tmp_path / "cut"
     process = subprocess.Popen(
-        command(cohort, cut, *settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(cohort, cut, *settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=hear_ctrl_c,
     )
     wait_for(lambda: third_round_done(cut), "a checkpoint")
     workers = children_of(process.pid)

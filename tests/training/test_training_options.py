@@ -45,3 +45,17 @@ def test_options_need_neither_torch_nor_an_accountant() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'dp_accounting', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"rate_multipliers": {"imagery": 2.0}}, "rate_multipliers.imagery"),
+        ({"rate_multipliers": {"image": 0.0}}, "rate_multipliers.image"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"small_images": 1.0}, "small_images"),
+    ],
+)
+def test_unknown_parts_and_schedules_are_refused(data: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        TrainingOptions.parse(data, where="config.toml")

@@ -1,22 +1,81 @@
 """Importers by name; a new one is one module and one line here."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from medfusion.data.cohorts import covid_chestxray
-from medfusion.data.cohorts.writing import Imported
+from medfusion.data.cohorts import (
+    chexpert,
+    covid_chestxray,
+    fed_heart,
+    mimic_cxr,
+    nih_chestxray14,
+    uci_cervical,
+)
+from medfusion.data.cohorts.partition import Partition, deal_to_sites
+from medfusion.data.cohorts.writing import Cohort, Imported, write_cohort
 from medfusion.errors import UsageError, did_you_mean
 
-Importer = Callable[[Path, Path], Imported]
+
+@dataclass(frozen=True, kw_only=True)
+class Importer:
+    """How a public data set becomes site folders.
+
+    Attributes
+    ----------
+    read
+        Reads the folder of the data set; raises `DataError`.
+    natural_sites
+        What the sites of the data are, in the plural, where ``read`` tells the site of each
+        study. Blank where the data have none, and patients are dealt to artificial ones.
+    """
+
+    read: Callable[[Path], Cohort]
+    natural_sites: str = ""
+
+    def run(self, src: Path, out: Path, partition: Partition | None = None) -> Imported:
+        """Turn the folder ``src`` into a cohort at ``out``.
+
+        Raises
+        ------
+        UsageError
+            If ``src`` is not a folder, ``out`` is not a new or empty one, or a partition is
+            asked for where the data bring their own sites.
+        DataError
+            If the data set is not what the importer expects.
+        """
+        if self.natural_sites and partition is not None:
+            raise UsageError(
+                f"this data set brings its own sites ({self.natural_sites}), so that patients are "
+                "not dealt to artificial ones; leave out --sites, --alpha and --seed"
+            )
+        if not src.exists():
+            raise UsageError(f"{src}: expected the folder of the data set, found none")
+        cohort = self.read(src)
+        if not self.natural_sites:
+            labels = cohort.task["labels"]["names"]
+            dealt = deal_to_sites(cohort.studies, labels, partition or Partition())
+            cohort = replace(cohort, studies=dealt)
+        return write_cohort(cohort, out)
+
 
 IMPORTERS: Mapping[str, Importer] = MappingProxyType(
-    {"covid-chestxray": covid_chestxray.import_cohort}
+    {
+        "covid-chestxray": Importer(
+            read=covid_chestxray.read, natural_sites="regions of the world"
+        ),
+        "nih-chestxray14": Importer(read=nih_chestxray14.read),
+        "mimic-cxr": Importer(read=mimic_cxr.read),
+        "chexpert": Importer(read=chexpert.read),
+        "uci-cervical": Importer(read=uci_cervical.read),
+        "fed-heart": Importer(read=fed_heart.read, natural_sites="hospitals"),
+    }
 )
 
 
 def importer(name: str) -> Importer:
-    """Return the importer of a public data set: call it with the source and the new folder.
+    """Return the importer of a public data set.
 
     Raises
     ------

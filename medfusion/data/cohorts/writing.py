@@ -1,12 +1,14 @@
 """What every cohort is written as: task, config and site folders, all of it or nothing."""
 
+import csv
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,47 @@ class Imported:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Study:
+    """One row of a cohort.
+
+    Attributes
+    ----------
+    study_id, patient_id
+        Pseudonyms.
+    site
+        Name of the site folder; blank until patients are dealt to sites.
+    cells
+        Column of the task -> text: features, labels, and where the task has them ``notes`` and
+        ``split``. Blank means missing.
+    image
+        File to copy; None where the study has none.
+    """
+
+    study_id: str
+    patient_id: str
+    site: str = ""
+    cells: Mapping[str, str]
+    image: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Cohort:
+    """What an importer read: the content of ``task.toml``, studies, notices and run settings.
+
+    ``training`` holds further keys of the config's section ``[training]``.
+    """
+
+    task: Mapping[str, Any]
+    studies: Sequence[Study]
+    notices: Sequence[str] = ()
+    model: str = "medfusion_net"
+    rounds: int = 20
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    training: Mapping[str, Any] = field(default_factory=lambda: {"schedule": "cosine"})
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``out`` that becomes ``out`` when the block succeeds.
@@ -74,6 +117,66 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write_cohort(cohort: Cohort, out: Path) -> Imported:
+    """Write an imported cohort at ``out``: task, config, and a folder for each site.
+
+    Images are copied under the pseudonym of their study. The order of studies in ``cohort``
+    does not change what is written.
+
+    Raises
+    ------
+    UsageError
+        If ``out`` is not a new or empty folder.
+    DataError
+        If what was written breaks the task.
+    """
+    by_site: dict[str, list[Study]] = defaultdict(list)
+    for study in cohort.studies:
+        by_site[study.site].append(study)
+    with new_folder(out) as folder:
+        task = write_task(folder, cohort.task)
+        sites = [_write_studies(folder, name, by_site[name], task) for name in sorted(by_site)]
+        write_config(
+            folder,
+            task=task,
+            sites=len(sites),
+            model=cohort.model,
+            rounds=cohort.rounds,
+            batch_size=cohort.batch_size,
+            learning_rate=cohort.learning_rate,
+            training=cohort.training,
+        )
+    return Imported(sites=tuple(sites), notices=tuple(cohort.notices))
+
+
+def _write_studies(root: Path, site: str, studies: Sequence[Study], task: Task) -> SiteSummary:
+    """Write the table and the images of one site in the order of study ids."""
+    folder = root / "sites" / site
+    folder.mkdir(parents=True)
+    files = {"studies": "studies.csv"}
+    if task.image:
+        files["images"] = "images"
+        (folder / "images").mkdir()
+    with (folder / "studies.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _header(task), lineterminator="\n")
+        writer.writeheader()
+        for study in sorted(studies, key=lambda study: study.study_id):
+            row = {task.task.study: study.study_id, task.task.patient: study.patient_id}
+            if task.image and study.image:
+                row[task.image.column] = study.study_id + study.image.suffix.lower()
+                shutil.copyfile(study.image, folder / "images" / row[task.image.column])
+            writer.writerow({**study.cells, **row})
+    return write_site(root, site, files=files)
+
+
+def _header(task: Task) -> tuple[str, ...]:
+    image = (task.image.column,) if task.image else ()
+    notes = (task.text.column,) if task.text else ()
+    split = (task.split.column,) if task.split.column else ()
+    keys = (task.task.study, task.task.patient)
+    return (*keys, *split, *image, *task.features, *notes, *task.labels.names)
+
+
 def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:
     """Write ``task.toml`` and return the task as everybody will read it."""
     write_text(folder / "task.toml", to_toml({"schema": 1, **sections}))
@@ -81,16 +184,30 @@ def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:
 
 
 def write_config(
-    folder: Path, *, task: Task, sites: int, rounds: int, batch_size: int, learning_rate: float
+    folder: Path,
+    *,
+    task: Task,
+    sites: int,
+    model: str = "medfusion_net",
+    rounds: int,
+    batch_size: int,
+    learning_rate: float,
+    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a ``config.toml`` that runs as it is, under privacy."""
+    net = {"size": "tiny", "modalities": list(task.modalities)} if model == "medfusion_net" else {}
     config = {
         "schema": 1,
         "run": {"name": task.task.name, "task": "task.toml", "rounds": rounds, "seed": 0},
         "simulation": {"sites": "sites/*"},
-        "model": {"name": "medfusion_net", "size": "tiny", "modalities": list(task.modalities)},
+        "model": {"name": model, **net},
         "selection": {"method": "federated", "top_n": 8},
-        "training": {"local_epochs": 1, "batch_size": batch_size, "learning_rate": learning_rate},
+        "training": {
+            "local_epochs": 1,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            **(training or {}),
+        },
         "privacy": {
             "enabled": True,
             "target_epsilon": 8.0,

@@ -55,7 +55,13 @@ def key_figures(run: Run) -> list[tuple[str, str]]:
 
 def in_words(run: Run) -> list[str]:
     """Return the sentences that open the report."""
-    return [_who_trained(run), _how_well(run), *_privacy_in_words(run), *_failures(run)]
+    return [
+        _who_trained(run),
+        *_averaged(run),
+        _how_well(run),
+        *_privacy_in_words(run),
+        *_failures(run),
+    ]
 
 
 def _who_trained(run: Run) -> str:
@@ -70,6 +76,16 @@ def _who_trained(run: Run) -> str:
         f"together in {counted(run.summary['rounds'], 'round')} "
         f"({duration(run.summary['seconds'])}), without pooling their data."
     )
+
+
+def _averaged(run: Run) -> list[str]:
+    ema = run.summary.get("ema", 0.0)
+    if not ema:
+        return []
+    return [
+        "The model that is evaluated and delivered is a running average of the models of all "
+        f"rounds, in which each round counts {ema:g} times as much as the one after it."
+    ]
 
 
 def _how_well(run: Run) -> str:

@@ -21,10 +21,21 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, query_BQD: Tensor, key_BMD: Tensor, keep_BM: Tensor | None = None) -> Tensor:
-        """Return [B, Q, D]; ``keep_BM`` is False at keys that must not be seen."""
+    def forward(
+        self,
+        query_BQD: Tensor,
+        key_BMD: Tensor,
+        keep_BM: Tensor | None = None,
+        gate_BM1: Tensor | None = None,
+    ) -> Tensor:
+        """Return [B, Q, D].
+
+        ``keep_BM`` is False at keys that must not be seen; ``gate_BM1`` scales the values.
+        """
         q_BHQE = self._split(self.query(query_BQD))
         key_BMD, value_BMD = self.key_value(key_BMD).chunk(2, dim=-1)
+        if gate_BM1 is not None:
+            value_BMD = value_BMD * gate_BM1
         k_BHME, v_BHME = self._split(key_BMD), self._split(value_BMD)
         scores_BHQM = q_BHQE @ k_BHME.transpose(-1, -2) / sqrt(q_BHQE.shape[-1])
         if keep_BM is not None:

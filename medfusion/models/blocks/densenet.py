@@ -6,10 +6,14 @@ since per-sample gradients need the activations.
 Shapes: B batch, C channels, H height, W width.
 """
 
+from collections.abc import Callable
 from math import gcd
 
 import torch
 from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+"""Makes the norm of so many channels."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -25,11 +29,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class DenseLayer(nn.Module):
     """Norm, ReLU, 1x1 to a bottleneck, norm, ReLU, 3x3: adds ``growth`` channels to the input."""
 
-    def __init__(self, channels: int, growth: int, bottleneck: int) -> None:
+    def __init__(
+        self, channels: int, growth: int, bottleneck: int, norm: Norm = group_norm
+    ) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels)
+        self.norm1 = norm(channels)
         self.conv1 = nn.Conv2d(channels, bottleneck, 1, bias=False)
-        self.norm2 = group_norm(bottleneck)
+        self.norm2 = norm(bottleneck)
         self.conv2 = nn.Conv2d(bottleneck, growth, 3, padding=1, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -42,9 +48,17 @@ class DenseLayer(nn.Module):
 class DenseStage(nn.Sequential):
     """A few dense layers at one resolution; ``channels`` is the width of its output."""
 
-    def __init__(self, channels: int, *, layers: int, growth: int, bottleneck: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        layers: int,
+        growth: int,
+        bottleneck: int,
+        norm: Norm = group_norm,
+    ) -> None:
         super().__init__(
-            *(DenseLayer(channels + i * growth, growth, bottleneck) for i in range(layers))
+            *(DenseLayer(channels + i * growth, growth, bottleneck, norm) for i in range(layers))
         )
         self.channels = channels + layers * growth
 
@@ -52,17 +66,25 @@ class DenseStage(nn.Sequential):
 class Transition(nn.Module):
     """Norm, ReLU, halve the resolution, 1x1 to about half the channels (a multiple of 8)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Norm = group_norm) -> None:
         super().__init__()
         self.channels = 8 * ((channels + 15) // 16)
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.pool = nn.AvgPool2d(2, ceil_mode=True)
         self.conv = nn.Conv2d(channels, self.channels, 1, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return [B, channels, ceil(H / 2), ceil(W / 2)]."""
+        return self.halve(self.activate(x_BCHW))
+
+    def activate(self, x_BCHW: Tensor) -> Tensor:
+        """Return the normed and rectified map [B, C, H, W], the first half of `forward`."""
+        return torch.relu(self.norm(x_BCHW))
+
+    def halve(self, active_BCHW: Tensor) -> Tensor:
+        """Return [B, channels, ceil(H / 2), ceil(W / 2)], the second half of `forward`."""
         # a 1x1 convolution commutes with the mean, so pooling first costs a quarter
-        halved: Tensor = self.conv(self.pool(torch.relu(self.norm(x_BCHW))))
+        halved: Tensor = self.conv(self.pool(active_BCHW))
         return halved
 
 

@@ -2,13 +2,17 @@
 
 The coupling follows the idea of Conformer (Peng et al. 2021, arXiv 2105.03889): the map is
 pooled to the token grid, projected and added to the tokens; the tokens are projected,
-upsampled to the map and added to it.
+upsampled to the map and added to it. That last projection starts at zero (as residual branches
+do in Zhang et al. 2019, arXiv 1901.09321): what untrained tokens say is blocky noise as large as
+the map, which kept the convolutions from learning.
 
 Shapes: B batch, C channels of the map, H height, W width, N tokens (a grid), D token width.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from medfusion.models.blocks.precision import at_least_float32
 
 
 class MapToTokens(nn.Module):
@@ -23,7 +27,7 @@ class MapToTokens(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return [B, N, D], to be added to the tokens."""
         pooled_BNC = pool_to(x_BCHW, self._grid).flatten(2).transpose(1, 2)
-        tokens_BND: Tensor = self.project(self.norm(pooled_BNC))
+        tokens_BND: Tensor = self.project(self.norm(at_least_float32(pooled_BNC)))
         return tokens_BND
 
 
@@ -35,6 +39,8 @@ class TokensToMap(nn.Module):
         self._grid = grid
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, channels)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
 
     def forward(self, tokens_BND: Tensor, size: tuple[int, int]) -> Tensor:
         """Return [B, C, H, W] of height and width ``size``, to be added to the map."""

@@ -4,13 +4,16 @@ Shapes: B batch, M tokens of a memory, L labels, D width.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from medfusion.models.blocks.attention import Attention, FeedForward
-from medfusion.models.blocks.learned import LearnedTokens, scaled_embedding
+from medfusion.models.blocks.gating import ModalityGate
+from medfusion.models.blocks.learned import LearnedTokens, label_logits, scaled_embedding
 from medfusion.models.blocks.tokens import Memory
+from medfusion.models.contract import PRESENT, UNKNOWN
 
 
 class LabelLayer(nn.Module):
@@ -29,16 +32,42 @@ class LabelLayer(nn.Module):
         self.among_labels = Attention(width, heads) if label_attention else None
         self.feed_forward = FeedForward(width)
 
-    def forward(self, labels_BLD: Tensor, memories: Sequence[Memory]) -> Tensor:
-        """Return [B, L, D]."""
+    def forward(
+        self, labels_BLD: Tensor, memories: Sequence[Memory], gate: ModalityGate | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the labels [B, L, D], and the evidence [B, L, D] gathered from each modality."""
         query = self.norm(labels_BLD)
-        for attention, memory in zip(self.gather, memories, strict=True):
-            labels_BLD = labels_BLD + attention(query, memory.tokens, memory.keep)
+        evidence = [
+            attention(query, memory.tokens, memory.keep, memory.gate)
+            for attention, memory in zip(self.gather, memories, strict=True)
+        ]
+        for each in gate(evidence, query) if gate else evidence:
+            labels_BLD = labels_BLD + each
         if self.among_labels is not None and self.label_norm is not None:
             normed = self.label_norm(labels_BLD)
             labels_BLD = labels_BLD + self.among_labels(normed, normed)
         updated_BLD: Tensor = labels_BLD + self.feed_forward(labels_BLD)
-        return updated_BLD
+        return updated_BLD, evidence
+
+
+class LabelStates(nn.Module):
+    """What is told of a label, added to its query; an unknown label adds nothing.
+
+    The states of C-Tran (Lanchantin et al. 2021, arXiv 2011.14027). They start at zero, so the
+    model starts as the same one without them.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table = scaled_embedding(2, width, 0.0)
+
+    def forward(self, labels_BLD: Tensor, states_BL: Tensor | None) -> Tensor:
+        """Return the queries [B, L, D]; without states all labels are unknown."""
+        if states_BL is None:
+            states_BL = torch.full(labels_BLD.shape[:2], UNKNOWN, device=labels_BLD.device)
+        told_BL1 = (states_BL != UNKNOWN).unsqueeze(-1)
+        added_BLD: Tensor = self.table((states_BL == PRESENT).long()) * told_BL1
+        return labels_BLD + added_BLD
 
 
 class QueryHead(nn.Module):
@@ -57,6 +86,8 @@ class QueryHead(nn.Module):
         layers: int,
         memories: int,
         label_attention: bool,
+        label_states: bool,
+        gated: bool,
     ) -> None:
         super().__init__()
         self.queries = LearnedTokens(labels, width, scale=1.0)
@@ -67,35 +98,59 @@ class QueryHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.readout = LearnedTokens(labels, width, scale=width**-0.5)
         self.bias = scaled_embedding(labels, 1, 0.0)
+        # What is optional comes last, so that it leaves the initial values above as they are.
+        self.states = LabelStates(width) if label_states else None
+        gates = (ModalityGate(width, queries=1, modalities=memories) for _ in range(layers))
+        self.gates = nn.ModuleList(gates) if gated else [None] * layers
 
-    def forward(self, memories: Sequence[Memory]) -> Tensor:
-        """Return the logits [B, L]."""
+    @property
+    def label_bias(self) -> nn.Parameter:
+        """The constants added to the logits, [L, 1]."""
+        return cast(nn.Parameter, self.bias.weight)
+
+    def forward(
+        self, memories: Sequence[Memory], states_BL: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits [B, L], and for each modality [B, L, D] that it alone has formed.
+
+        The latter are the queries and what they gathered in the first layer, before they met
+        evidence of another modality. ``states_BL`` is ``label_states`` of the inputs.
+        """
         labels_BLD = self.queries(memories[0].tokens)
-        for layer in self.layers:
-            labels_BLD = layer(labels_BLD, memories)
-        labels_BLD = self.norm(labels_BLD)
-        ids = torch.arange(labels_BLD.shape[1], device=labels_BLD.device)
-        bias_BL = self.bias(ids.expand(labels_BLD.shape[0], -1)).squeeze(-1)
-        logits_BL: Tensor = (labels_BLD * self.readout(labels_BLD)).sum(dim=-1) + bias_BL
-        return logits_BL
+        if self.states is not None:
+            labels_BLD = self.states(labels_BLD, states_BL)
+        first_BLD = labels_BLD
+        alone: list[Tensor] = []
+        for layer, gate in zip(self.layers, self.gates, strict=True):
+            labels_BLD, evidence = layer(labels_BLD, memories, gate)
+            alone = alone or [first_BLD + evidence_BLD for evidence_BLD in evidence]
+        return label_logits(self.norm(labels_BLD), self.readout, self.bias), alone
 
 
 class PooledHead(nn.Module):
     """The mean of each modality's visible tokens, concatenated, through a two-layer perceptron."""
 
-    def __init__(self, width: int, *, labels: int, memories: int) -> None:
+    def __init__(self, width: int, *, labels: int, memories: int, gated: bool) -> None:
         super().__init__()
         self.hidden = nn.Linear(memories * width, 2 * width)
         self.out = nn.Linear(2 * width, labels)
+        self.gate = ModalityGate(width, queries=0, modalities=memories) if gated else None
 
-    def forward(self, memories: Sequence[Memory]) -> Tensor:
-        """Return the logits [B, L]."""
-        pooled = torch.cat([_mean(memory) for memory in memories], dim=-1)
+    @property
+    def label_bias(self) -> nn.Parameter:
+        """The constants added to the logits, [L]."""
+        return self.out.bias
+
+    def forward(self, memories: Sequence[Memory]) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits [B, L], and the mean [B, D] of each modality."""
+        means = [_mean(memory) for memory in memories]
+        pooled = torch.cat(self.gate(means) if self.gate else means, dim=-1)
         logits_BL: Tensor = self.out(torch.relu(self.hidden(pooled)))
-        return logits_BL
+        return logits_BL, means
 
 
 def _mean(memory: Memory) -> Tensor:
     """Mean [B, D] over the visible tokens, of which the state token is one."""
     keep_BM1 = memory.keep.unsqueeze(-1).to(memory.tokens.dtype)
-    return (memory.tokens * keep_BM1).sum(dim=1) / keep_BM1.sum(dim=1)
+    tokens_BMD = memory.tokens if memory.gate is None else memory.tokens * memory.gate
+    return (tokens_BMD * keep_BM1).sum(dim=1) / keep_BM1.sum(dim=1)

@@ -4,12 +4,21 @@ Shapes: B batch, C channels, H height, W width, N tokens, D token width.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from medfusion.models.blocks.attention import SelfAttentionBlock
-from medfusion.models.blocks.densenet import DenseStage, Stem, Transition, stem_stride
+from medfusion.models.blocks.densenet import (
+    DenseStage,
+    Norm,
+    Stem,
+    Transition,
+    group_norm,
+    stem_stride,
+)
+from medfusion.models.blocks.densenet121 import FixedNorm, NormReLU, WideStem
 from medfusion.models.blocks.exchange import MapToTokens, TokensToMap, pool_to
 from medfusion.models.blocks.fpn import FeaturePyramid
 from medfusion.models.blocks.learned import Places
@@ -20,7 +29,11 @@ _LARGEST_GRID = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSizes:
-    """Widths and depths of the image streams."""
+    """Widths and depths of the image streams.
+
+    With ``as_torchvision``, stem and norms stand where torchvision's DenseNet has them: the stem
+    divides the resolution by four, and the pyramid reads normed and rectified maps.
+    """
 
     stem: int
     growth: int
@@ -28,6 +41,7 @@ class StreamSizes:
     layers: tuple[int, int, int, int]
     width: int
     heads: int
+    as_torchvision: bool = False
 
 
 class PatchTokens(nn.Module):
@@ -92,6 +106,11 @@ class ImageStreams(nn.Module):
         Widths and depths.
     attention_stream, exchange, fpn
         The parts that can be switched off; see `MedFusionNetOptions`.
+    norm
+        ``group``, or ``batch``: fixed statistics (`FixedNorm`) in the convolutional stream.
+    frozen_stages
+        Stem and leading stages of the convolutional stream that are not trained. Until
+        something trained joins in, autograd keeps nothing of them.
     """
 
     def __init__(
@@ -103,11 +122,20 @@ class ImageStreams(nn.Module):
         attention_stream: bool,
         exchange: bool,
         fpn: bool,
+        norm: Literal["batch", "group"] = "group",
+        frozen_stages: int = 0,
     ) -> None:
         super().__init__()
-        stride = stem_stride(image_size)
-        self.stem = Stem(image_channels, sizes.stem, stride)
-        channels = self._add_stages(sizes)
+        make_norm = FixedNorm if norm == "batch" else group_norm
+        self.stem: nn.Module
+        if sizes.as_torchvision:
+            stride = WideStem.stride
+            self.stem = WideStem(image_channels, sizes.stem, make_norm)
+        else:
+            stride = stem_stride(image_size)
+            self.stem = Stem(image_channels, sizes.stem, stride)
+        channels = self._add_stages(sizes, make_norm)
+        self.final = NormReLU(channels[-1], make_norm) if sizes.as_torchvision else None
         maps = _map_sizes(image_size, stride)
         grid = _patch_grid(maps[0])
         self.tokens = (
@@ -120,22 +148,32 @@ class ImageStreams(nn.Module):
         self._grids = [_capped(maps[tap]) for tap in self._taps]
         self.places = Places(self._grids + ([grid] if attention_stream else []), sizes.width)
         self.norm = nn.LayerNorm(sizes.width)
+        self._freeze(frozen_stages)
 
-    def _add_stages(self, sizes: StreamSizes) -> list[int]:
+    def _add_stages(self, sizes: StreamSizes, norm: Norm) -> list[int]:
         """Make the convolutional stages; return the width of the stem, then of each stage."""
         self.stages, self.transitions = nn.ModuleList(), nn.ModuleList()
         entering, channels = sizes.stem, [sizes.stem]
         for layers in sizes.layers:
             if len(channels) > 1:
-                transition = Transition(channels[-1])
+                transition = Transition(channels[-1], norm)
                 self.transitions.append(transition)
                 entering = transition.channels
             stage = DenseStage(
-                entering, layers=layers, growth=sizes.growth, bottleneck=sizes.bottleneck
+                entering, layers=layers, growth=sizes.growth, bottleneck=sizes.bottleneck, norm=norm
             )
             self.stages.append(stage)
             channels.append(stage.channels)
         return channels
+
+    def _freeze(self, stages: int) -> None:
+        """Stop the training of the stem and the leading stages, with what leads to each."""
+        if stages:
+            self.stem.requires_grad_(False)
+        for part in (*self.stages[:stages], *self.transitions[: max(stages - 1, 0)]):
+            part.requires_grad_(False)
+        if self.final is not None and stages == len(self.stages):
+            self.final.requires_grad_(False)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Return tokens [B, N, D]: the pyramid's levels, finest first, then the token stream."""
@@ -143,11 +181,12 @@ class ImageStreams(nn.Module):
         tokens_BND = None if self.tokens is None else self.tokens.patches(x_BCHW)
         taps = []
         for number, stage in enumerate(self.stages):
-            x_BCHW = stage(self.transitions[number - 1](x_BCHW) if number else x_BCHW)
+            x_BCHW = stage(x_BCHW)
             if self.tokens is not None and tokens_BND is not None:
                 x_BCHW, tokens_BND = self.tokens.stage(number, x_BCHW, tokens_BND)
+            tap_BCHW, x_BCHW = self._leave(number, x_BCHW)
             if number in self._taps:
-                taps.append(x_BCHW)
+                taps.append(tap_BCHW)
         levels = zip(self.pyramid(taps), self._grids, strict=True)
         found = [pool_to(level, grid).flatten(2).transpose(1, 2) for level, grid in levels]
         if tokens_BND is not None:
@@ -155,6 +194,15 @@ class ImageStreams(nn.Module):
         all_BND = torch.cat(found, dim=1)
         normed_BND: Tensor = self.norm(all_BND + self.places(image_BCHW))
         return normed_BND
+
+    def _leave(self, number: int, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the pyramid reads of a stage's map, and what enters the next stage."""
+        if number == len(self.transitions):
+            return (x_BCHW if self.final is None else self.final(x_BCHW)), x_BCHW
+        transition = self.transitions[number]
+        assert isinstance(transition, Transition)
+        active_BCHW = transition.activate(x_BCHW)
+        return (x_BCHW if self.final is None else active_BCHW), transition.halve(active_BCHW)
 
 
 def _map_sizes(image_size: tuple[int, int], stride: int) -> list[tuple[int, int]]:

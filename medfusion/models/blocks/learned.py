@@ -3,7 +3,7 @@
 A parameter that a module adds to its activations escapes Opacus' hooks. The same values in an
 `nn.Embedding`, looked up with ids expanded to the batch, get right per-sample gradients.
 
-Shapes: B batch, N entries, D width.
+Shapes: B batch, N entries, L labels, D width.
 """
 
 import torch
@@ -38,6 +38,14 @@ def scaled_embedding(count: int, width: int, scale: float) -> nn.Embedding:
     with torch.no_grad():
         table.weight.mul_(scale)
     return table
+
+
+def label_logits(labels_BLD: Tensor, readout: LearnedTokens, bias: nn.Embedding) -> Tensor:
+    """Return the logits [B, L]: one linear read-out per label, ``readout`` and ``bias``."""
+    ids = torch.arange(labels_BLD.shape[1], device=labels_BLD.device)
+    bias_BL = bias(ids.expand(labels_BLD.shape[0], -1)).squeeze(-1)
+    logits_BL: Tensor = (labels_BLD * readout(labels_BLD)).sum(dim=-1) + bias_BL
+    return logits_BL
 
 
 class Places(nn.Module):

@@ -3,7 +3,7 @@
 On the model's side of the wire, id 0 pads and a real token is its vocabulary id plus one, so
 that the same rule holds for every vocabulary.
 
-Shapes: B batch, T tokens, S width of the encoder's states.
+Shapes: B batch, T tokens, P states of a note (T, or 1 where they are pooled), S width of a state.
 """
 
 import inspect
@@ -16,39 +16,51 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-)
-from transformers.utils.logging import disable_progress_bar
+from torch.nn.functional import rms_norm
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from medfusion.errors import ConfigError
+from medfusion.models.blocks.language_models import load_encoder, load_tokenizer
+from medfusion.models.contract import frozen_sha256
 from medfusion.models.options import TextOptions
 from medfusion.models.seeding import seeded
 
 _TINY_SEED = 0  # public, and part of what "tiny" means: the run's seed does not change it
 _TINY_WIDTH = 64
+_SMALLEST_SQUARE = 1e-6  # keeps the state of an empty note at zero
 
 
 class TextEncoder(nn.Module):
-    """An encoder's last hidden states; frozen, or trained with exact per-sample gradients.
+    """What an encoder says of a note; frozen, or trained with exact per-sample gradients.
+
+    Its last hidden states, one for each token, or the mean of those of real tokens [1]_, a single
+    one. Each is brought to a root mean square of 1, so that the projection sees one scale whatever
+    the encoder (tokens of all-MiniLM-L6-v2 have one of .04 to .6). Of a mean only the direction is
+    left, by which sentence encoders are trained to be compared.
 
     Attributes
     ----------
     width
-        S, the width of the states.
+        S.
+    frozen
+        Nothing trains it, so its states may be computed in advance.
+    pooled
+        P is 1.
+
+    References
+    ----------
+    .. [1] Reimers and Gurevych, "Sentence-BERT: sentence embeddings using Siamese BERT-networks",
+       EMNLP 2019, arXiv:1908.10084.
     """
 
     def __init__(self, options: TextOptions, max_tokens: int) -> None:
         super().__init__()
         self.encoder: Any = (
-            _tiny(max_tokens) if options.encoder == "tiny" else _load(options.encoder)
+            _tiny(max_tokens) if options.encoder == "tiny" else load_encoder(options.encoder)
         )
-        self._frozen = options.freeze
+        self._is_tiny = options.encoder == "tiny"
+        self.frozen = options.freeze
+        self.pooled = options.pooling == "mean"
         self._arguments = set(inspect.signature(self.encoder.forward).parameters)
         self._pad_id = int(self.encoder.config.pad_token_id or 0)
         # RoBERTa and its kin count positions from after the padding id
@@ -61,11 +73,26 @@ class TextEncoder(nn.Module):
         self.encoder.requires_grad_(not options.freeze)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return the states [B, T, S] of ids as `tokenizer` gives them."""
-        if self._frozen:
-            with torch.no_grad():
-                return self._states(tokens_BT)
-        return self._states(tokens_BT)
+        """Return the states [B, P, S] of ids as `tokenizer` gives them."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            states_BPS = self._states(tokens_BT)
+            if self.pooled:
+                real_BT1 = (tokens_BT > 0).to(states_BPS.dtype)[..., None]
+                # the sum has the mean's direction, and nothing else is left of it
+                states_BPS = (states_BPS * real_BT1).sum(dim=1, keepdim=True)
+            return rms_norm(states_BPS, (self.width,), eps=_SMALLEST_SQUARE)
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of a large encoder's weights; None for ``tiny``, whose states are quickly had."""
+        return None if self._is_tiny else frozen_sha256(self)
+
+    def encode(self, tokens_BT: Tensor) -> Tensor:
+        """Return the states without gradient and on the CPU, wherever tokens and encoder are."""
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            states_BPS: Tensor = self(tokens_BT.to(device))
+        return states_BPS.cpu()
 
     def _states(self, tokens_BT: Tensor) -> Tensor:
         real_BT = tokens_BT > 0
@@ -137,7 +164,7 @@ def tokenizer(
     if options.encoder == "tiny":
         pieces: Any = BertTokenizer(vocab={piece: i for i, piece in enumerate(_vocabulary())})
     else:
-        pieces = _from_local(AutoTokenizer, options.encoder)
+        pieces = load_tokenizer(options.encoder)
 
     def tokenize(notes: Sequence[str | None]) -> NDArray[np.int64]:
         ids = np.zeros((len(notes), max_tokens), np.int64)
@@ -181,32 +208,3 @@ def _tiny(max_tokens: int) -> Any:
         with torch.no_grad():
             model.embeddings.word_embeddings.weight.mul_(10.0)  # unit scale, positions at a tenth
     return model
-
-
-def _load(name: str) -> Any:
-    """Load an encoder's weights in float32, without dropout (its draws would not be named)."""
-    config = _from_local(AutoConfig, name)
-    for key, value in config.to_dict().items():
-        if "dropout" in key and isinstance(value, float):
-            setattr(config, key, 0.0)
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # ours shows the progress of the run
-    model = _from_local(
-        AutoModel,
-        name,
-        config=config,
-        attn_implementation="eager",
-        use_safetensors=True,
-        dtype=torch.float32,
-    )
-    return model.train()  # loaded in evaluation mode, in which Opacus' hooks are idle
-
-
-def _from_local(kind: Any, name: str, **settings: Any) -> Any:
-    """Call ``from_pretrained`` on files of this machine only: a run never downloads by itself."""
-    try:
-        return kind.from_pretrained(name, local_files_only=True, **settings)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"model.text.encoder = {name!r}: expected 'tiny', a folder written by save_pretrained "
-            f"(safetensors), or a hub id fetched before with `hf download {name}`"
-        ) from error

@@ -5,7 +5,7 @@ not. It is never masked, so no row of a mask is empty and an absent modality sti
 it is the learned missing-token.
 
 Shapes: B batch, N tokens, M = 1 + N, K columns, V values of a column (3 + L), T text tokens,
-S width of the text encoder's states, D width.
+P states of a note (T, or 1 where the encoder pools), S their width, D width.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,20 @@ from torch import Tensor, nn
 
 from medfusion.data.encode import MISSING, SELECTED
 from medfusion.models.blocks.learned import scaled_embedding
+from medfusion.models.blocks.precision import at_least_float32
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Tokens [B, M, D] of one modality; ``keep`` [B, M] is False where a token is masked."""
+    """Tokens [B, M, D] of one modality.
+
+    ``keep`` [B, M] is False where a token is masked; ``gate`` [B, M, 1] scales what a token
+    gives (None: all of it).
+    """
 
     tokens: Tensor
     keep: Tensor
+    gate: Tensor | None = None
 
 
 class StateToken(nn.Module):
@@ -71,17 +77,24 @@ class TabularTokens(nn.Module):
 
 
 class TextTokens(nn.Module):
-    """A token per text token: a projection of the encoder's state."""
+    """A token per state of the text encoder, projected: of each text token, or of the note."""
 
-    def __init__(self, state_width: int, width: int) -> None:
+    def __init__(self, state_width: int, width: int, *, pooled: bool) -> None:
         super().__init__()
         self.project = nn.Linear(state_width, width)
         self.norm = nn.LayerNorm(width)
         self.state = StateToken(width)
+        self._pooled = pooled
 
-    def forward(self, states_BTS: Tensor, tokens_BT: Tensor) -> Memory:
-        """Return the memory of 1 + T tokens; padding is masked."""
+    def forward(self, states_BPS: Tensor, tokens_BT: Tensor) -> Memory:
+        """Return the memory of 1 + P tokens; padding is masked.
+
+        Also where states were computed in advance, ``tokens_BT`` says what is there: a token set
+        to 0 since then is hidden. A pooled state keeps what it knows of it, unless all are 0.
+        """
         keep_BT = tokens_BT > 0
-        tokens_BTD = self.norm(self.project(states_BTS))
-        memory: Memory = self.state(tokens_BTD, keep_BT, keep_BT.any(dim=1))
+        present_B = keep_BT.any(dim=1)
+        keep_BP = present_B[:, None] if self._pooled else keep_BT
+        tokens_BPD = self.norm(at_least_float32(self.project(states_BPS)))
+        memory: Memory = self.state(tokens_BPD, keep_BP, present_B)
         return memory

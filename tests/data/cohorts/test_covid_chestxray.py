@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from medfusion.config import load_config
-from medfusion.data.cohorts.covid_chestxray import FEATURES, LABELS, import_cohort
+from medfusion.data.cohorts.covid_chestxray import FEATURES, LABELS
+from medfusion.data.cohorts.registry import importer
 from medfusion.data.images import decode_image
 from medfusion.data.site import open_site
 from medfusion.data.site_data import load_site_data
@@ -14,6 +15,7 @@ from medfusion.data.studies import read_studies
 from medfusion.data.task import Task
 from medfusion.errors import DataError, UsageError
 
+import_cohort = importer("covid-chestxray").run
 SECRET = "7731"  # stands for a value that no message may hold
 
 
@@ -93,7 +95,7 @@ def test_images_travel_unchanged_with_their_own_study(tmp_path):
         for age, image in zip(studies.features[:, 0], studies.images, strict=True):
             source = src / "images" / f"img_{int(age):04d}.jpg"
             assert image.read_bytes() == source.read_bytes()
-            assert decode_image(image, task.image).shape == (1, 128, 128)
+            assert decode_image(image, task.image).shape == (1, 64, 64)
 
 
 def test_pseudonyms_keep_patients_together_and_hide_the_source(tmp_path):
@@ -135,7 +137,7 @@ def test_declared_patients_are_the_training_patients_and_the_config_runs(tmp_pat
     src = write_source(tmp_path / "src")
     imported = import_cohort(src, tmp_path / "out")
     config = load_config(tmp_path / "out" / "config.toml")
-    assert (config.run.rounds, config.server.min_sites, config.model.size) == (10, 2, "tiny")
+    assert (config.run.rounds, config.server.min_sites, config.model.size) == (20, 2, "tiny")
     assert config.privacy.enabled
     for summary in imported.sites:
         data = load_site_data(tmp_path / "out" / "sites" / summary.name)

@@ -122,6 +122,16 @@ def test_roc_and_reliability_are_those_of_the_histograms(make_run: MakeRun) -> N
     assert row[3] == f"{metrics.auroc[0]:.3f}"
 
 
+def test_an_averaged_model_is_called_so(make_run: MakeRun, edit: Callable[..., None]) -> None:
+    folder = make_run(private=True)
+    assert "running average" not in Page(build_report(folder)).text
+    edit(folder / "summary.json", ema=0.0)
+    assert "running average" not in Page(build_report(folder)).text
+    edit(folder / "summary.json", ema=0.95)
+    text = Page(build_report(folder)).text
+    assert "running average of the models of all rounds, in which each round counts 0.95" in text
+
+
 def test_curves_show_what_the_rounds_recorded(make_run: MakeRun) -> None:
     page = Page(build_report(make_run(private=False)))
     assert set(page.figures) == {

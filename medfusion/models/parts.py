@@ -1,0 +1,21 @@
+"""Which part of a model a parameter belongs to, told by its name.
+
+A model keeps what reads a modality under ``image``, ``tabular`` or ``text`` (and a language
+encoder under ``text_encoder``); all the rest joins modalities and decides: the head.
+"""
+
+from typing import Literal
+
+Part = Literal["image", "tabular", "text", "head"]
+
+_PREFIXES: dict[str, Part] = {
+    "image": "image",
+    "tabular": "tabular",
+    "text": "text",
+    "text_encoder": "text",
+}
+
+
+def part_of(parameter: str) -> Part:
+    """Return the part of the parameter called ``parameter`` (as in ``named_parameters``)."""
+    return _PREFIXES.get(parameter.partition(".")[0], "head")

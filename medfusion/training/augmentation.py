@@ -1,0 +1,105 @@
+"""Light augmentation: in each step a study looks a little different, as if taken another day.
+
+===========  ==============================================================================
+image        shifted, turned and scaled by one affine map; contrast and brightness vary.
+             Never mirrored: on which side a finding lies is part of it.
+features     a known one is hidden now and then, exactly as a missing one would look.
+note         a token other than its first is hidden now and then (id 0, which encoders and
+             attention mask; states that an encoder computed in advance stay as they were,
+             so a pooled one keeps the word).
+===========  ==============================================================================
+
+Each study is changed by draws of its own. What is missing stays missing, and what is there
+stays there. Under a plan the draws belong to the private stream: a step sees one version of a
+patient's study, so the clipped gradient is still the patient's whole contribution.
+
+Shapes: B batch, C channels, H height, W width, K model-input columns, F features, V values of
+a column (3 + L), T text tokens.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from medfusion.data.encode import MISSING, SELECTED
+from medfusion.models.fusion import hide_columns
+
+SHIFT = 0.06  # of height and width, either way
+TURN = math.radians(6.0)
+SCALE = 0.06
+CONTRAST = 0.15
+BRIGHTNESS = 0.1  # of pixels in [-1, 1]
+HIDDEN = 0.08  # of features, and of tokens
+_IMAGE_DRAWS = 6
+
+
+def augment(
+    inputs: dict[str, Tensor], column_features: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return inputs in which each study is changed a little.
+
+    Parameters
+    ----------
+    inputs
+        The model's inputs (see `medfusion.models.contract`); left as they are.
+    column_features
+        Int64 [K]: the number of the feature that a column belongs to. The columns of a
+        categorical feature are known or missing together.
+    generator
+        A CPU generator, so that every device sees the same draws. Studies are drawn one after
+        another, so a batch cut into pieces draws the same.
+    """
+    features = int(column_features.max()) + 1 if "tabular" in inputs else 0
+    tokens = inputs["tokens"].shape[1] if "tokens" in inputs else 0
+    studies = len(next(iter(inputs.values())))
+    draws = torch.rand(studies, _IMAGE_DRAWS + features + tokens, generator=generator)
+    draws = draws.to(next(iter(inputs.values())).device)
+    of_image, of_features, of_tokens = torch.split(draws, [_IMAGE_DRAWS, features, tokens], dim=1)
+    changed = dict(inputs)
+    if "image" in inputs:
+        image = _change_image(inputs["image"], 2.0 * of_image - 1.0)
+        changed["image"] = image.masked_fill(~inputs["image_present"][:, None, None, None], 0.0)
+    if "tabular" in inputs:
+        drawn = of_features[:, column_features.to(draws.device)] < HIDDEN
+        changed["tabular"] = _hide_features(inputs["tabular"], drawn)
+    if "tokens" in inputs:
+        drawn = of_tokens < HIDDEN
+        first = torch.arange(tokens, device=draws.device) == 0
+        changed["tokens"] = inputs["tokens"].masked_fill(drawn & ~first, 0)
+    return changed
+
+
+def _change_image(image: Tensor, draws: Tensor) -> Tensor:
+    """Move and tint images in [-1, 1] by six draws each, [B, 6] in [-1, 1]."""
+    height, width = image.shape[2:]
+    angle, size, down, right, contrast, brightness = draws[:, :, None, None].unbind(dim=1)
+    along_x = torch.cos(TURN * angle) * (1.0 + SCALE * size)
+    along_y = torch.sin(TURN * angle) * (1.0 + SCALE * size)
+    x = _centres(width, draws)[None]
+    y = _centres(height, draws)[:, None]
+    # Turned in pixels, not in shares of the sides: in an oblong image that would be a shear.
+    from_x = along_x * x - along_y * y * (height / width) + 2.0 * SHIFT * right
+    from_y = along_y * x * (width / height) + along_x * y + 2.0 * SHIFT * down
+    moved = grid_sample(
+        image,
+        torch.stack([from_x, from_y], dim=-1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    gain, offset = 1.0 + CONTRAST * contrast, BRIGHTNESS * brightness
+    return (moved * gain[:, None] + offset[:, None]).clamp(-1.0, 1.0)
+
+
+def _centres(count: int, like: Tensor) -> Tensor:
+    """Where the centres of pixels lie on a side from -1 to 1."""
+    return (2.0 * torch.arange(count, device=like.device) + 1.0) / count - 1.0
+
+
+def _hide_features(tabular: Tensor, drawn: Tensor) -> Tensor:
+    """Let the columns drawn look missing, unless a study would lose all that it has."""
+    known = (tabular[..., SELECTED] > 0) & (tabular[..., MISSING] == 0)
+    keeps_one = (known & ~drawn).any(dim=1, keepdim=True)
+    return hide_columns(tabular, drawn & keeps_one)

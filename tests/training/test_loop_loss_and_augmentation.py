@@ -1,0 +1,179 @@
+"""The loss and the augmentation of ``[training]`` as a round of training uses them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss, LossOptions
+from medfusion.privacy.plan import DpPlan
+from medfusion.privacy.sampler import epoch_batches
+from medfusion.training.loop import FitResult, fit
+from medfusion.training.options import TrainingOptions
+
+LABELS, COLUMNS, WORDS, SIZE = 3, 4, 9, 50
+CPU = torch.device("cpu")
+PLAN = DpPlan(
+    patients_public=SIZE,
+    delta=1e-5,
+    sample_rate=0.25,
+    expected_batch=12.5,
+    steps_per_round=5,
+    rounds=1,
+    max_grad_norm=1.0,
+    noise_multiplier=0.8,
+    selection_noise=None,
+    metrics_noise=None,
+    metrics_releases=0,
+)
+PRIVATE_OR_NOT = pytest.mark.parametrize("plan", [None, PLAN])
+
+
+class Studies:
+    """Studies with image, features and note."""
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        tabular = torch.zeros(SIZE, COLUMNS, 3 + LABELS)
+        tabular[..., 0] = torch.randn(SIZE, COLUMNS, generator=draw)
+        tabular[..., 2] = 1.0
+        self.whole = {
+            "image": 2 * torch.rand(SIZE, 1, 8, 8, generator=draw) - 1,
+            "image_present": torch.ones(SIZE, dtype=torch.bool),
+            "tabular": tabular,
+            "tokens": torch.randint(1, WORDS, (SIZE, 5), generator=draw),
+        }
+        self.labels = (tabular[:, :LABELS, 0] > 0.5).float()
+        self.known = (torch.rand(SIZE, LABELS, generator=draw) < 0.8).float()
+        self.labels *= self.known
+        self.patients = torch.arange(SIZE)
+        self.column_features = torch.arange(COLUMNS)
+
+    def inputs(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
+        return {name: values[index].to(device) for name, values in self.whole.items()}
+
+
+class Net(nn.Module):
+    """Remembers what it was fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels = nn.Linear(64, 8)
+        self.features = nn.Linear(COLUMNS * (3 + LABELS), 8)
+        self.words = nn.Embedding(WORDS, 8)
+        self.head = nn.Linear(8, LABELS)
+        self.fed: list[dict[str, Tensor]] = []
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        self.fed.append(inputs)
+        seen = self.pixels(inputs["image"].flatten(1)) + self.words(inputs["tokens"]).mean(1)
+        out: Tensor = self.head(torch.tanh(seen + self.features(inputs["tabular"].flatten(1))))
+        return out
+
+
+def make_net() -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Net()
+
+
+def run(net: Net, *, public: int = 1, private: int = 2, **changes: Any) -> FitResult:
+    plan, physical = changes.pop("plan", None), changes.pop("physical_batch", 32)
+    return fit(
+        net,
+        Studies(),
+        options=TrainingOptions(batch_size=10, optimizer="sgd", learning_rate=0.1, **changes),
+        plan=plan,
+        steps=5,
+        public=torch.Generator().manual_seed(public),
+        private=torch.Generator().manual_seed(private),
+        device=CPU,
+        physical_batch=physical,
+    )
+
+
+def weights(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def trained(**changes: Any) -> Tensor:
+    net = make_net()
+    run(net, **changes)
+    return weights(net)
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(gamma=1.0), AsymmetricLoss(gamma_positive=0.5)])
+@pytest.mark.parametrize("physical_batch", [3, 32])
+def test_open_training_minimises_the_loss_asked_for(loss: LossOptions, physical_batch: int) -> None:
+    net, bare, studies, losses = make_net(), make_net(), Studies(), []
+    result = run(net, loss=loss, physical_batch=physical_batch)
+    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
+    draw = torch.Generator().manual_seed(1)
+    for index in epoch_batches(studies.patients, batch_size=10, steps=5, generator=draw):
+        logits = bare(studies.inputs(index, CPU))
+        value = per_sample_loss(logits, studies.labels[index], studies.known[index], loss).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    torch.testing.assert_close(weights(net), weights(bare), rtol=1e-5, atol=1e-7)
+    assert result.loss == pytest.approx(sum(losses) / 5, rel=1e-5)
+
+
+@PRIVATE_OR_NOT
+def test_each_loss_trains_another_model(plan: DpPlan | None) -> None:
+    found = [trained(plan=plan, loss=loss) for loss in (BceLoss(), FocalLoss(), AsymmetricLoss())]
+    assert torch.equal(found[0], trained(plan=plan))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert float((found[one] - found[other]).norm()) > 1e-3
+
+
+@PRIVATE_OR_NOT
+def test_augmentation_changes_what_the_model_sees(plan: DpPlan | None) -> None:
+    plain, light = make_net(), make_net()
+    run(plain, plan=plan, augmentation="none")
+    run(light, plan=plan, augmentation="light")
+    before, after = (
+        {name: torch.cat([inputs[name] for inputs in net.fed]) for name in plain.fed[0]}
+        for net in (plain, light)
+    )
+    whole = Studies().whole
+    seen = {bytes(image.numpy().tobytes()) for image in whole["image"]}
+    assert all(image.numpy().tobytes() in seen for image in before["image"])
+    assert not any(image.numpy().tobytes() in seen for image in after["image"])
+    for name, lacks in (
+        ("tokens", after["tokens"] == 0),
+        ("tabular", after["tabular"][..., 1] > 0),
+    ):
+        assert 0 < float(lacks.float().mean()) < 0.2, name
+    assert not (before["tokens"] == 0).any()
+
+
+@pytest.mark.parametrize("physical_batch", [1, 7])
+@PRIVATE_OR_NOT
+def test_views_do_not_depend_on_how_batches_are_cut(
+    plan: DpPlan | None, physical_batch: int
+) -> None:
+    light = {"plan": plan, "augmentation": "light"}
+    torch.testing.assert_close(
+        trained(**light, physical_batch=physical_batch), trained(**light), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_views_come_from_the_public_stream_or_under_a_plan_from_the_private_one() -> None:
+    light = {"augmentation": "light"}
+    assert torch.equal(trained(**light), trained(**light, private=9))
+    assert torch.equal(trained(**light, plan=PLAN), trained(**light, plan=PLAN, public=9))
+    assert not torch.equal(trained(**light, plan=PLAN), trained(**light, plan=PLAN, private=9))
+
+
+def test_augmentation_does_not_change_who_is_drawn_under_a_plan() -> None:
+    """The views have a stream of their own, which disturbs no other draw."""
+    plain, light = make_net(), make_net()
+    run(plain, plan=PLAN)
+    run(light, plan=PLAN, augmentation="light")
+    for one, other in zip(plain.fed, light.fed, strict=True):
+        values = one["tabular"][..., 0], other["tabular"][..., 0]
+        assert bool(((values[0] == values[1]) | (values[1] == 0)).all())
