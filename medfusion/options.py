@@ -63,6 +63,8 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
         return f"unknown key {key!r}" + did_you_mean(names[-1], known)
     if detail["type"] == "missing":
         return f"missing key {key!r}"
+    if detail["type"] == "union_tag_not_found":
+        return f"missing key '{key}.{str(detail['ctx']['discriminator']).strip(chr(39))}'"
     if detail["type"] == "union_tag_invalid":
         context = detail["ctx"]
         tag = str(context["tag"])

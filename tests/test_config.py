@@ -100,6 +100,7 @@ def test_another_loss_does_not_inherit_constants(path, tmp_path):
         ("model.sise=1", r"unknown key 'model.sise' \(did you mean 'size'"),
         ("model.text.encodr=1", r"'model.text.encodr' \(did you mean 'encoder'"),
         ("modle.size=1", r"unknown key 'modle' \(did you mean 'model'"),
+        ("training.loss.gamma=1", r"missing key 'training.loss.name'"),
         ("model.name=logistik", r"model.name = 'logistik': expected one of .*did you mean 'logis"),
         ("training.loss.name=focall", r"training.loss.name = 'focall': .*did you mean 'focal'"),
         ("training.augmentation=strong", r"training.augmentation = 'strong': .*'none' or 'light'"),

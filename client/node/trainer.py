@@ -102,14 +102,11 @@ class Trainer:
 
     def train(self, request: Received) -> RecordDict:
         """Train one round from the model in the request; return the new one."""
+        self._check_round(request)
         state = self._load(request)
-        content = self._content(request, state)
-        self._releases.admit("train", request.round, content)
-        if not 1 <= request.round <= self.settings.rounds:
-            raise FederationError(
-                f"round {request.round}: the run has rounds 1 to {self.settings.rounds}"
-            )
         train, _, selection = self._prepare(request)
+        content = self._content(request, state, train)
+        self._releases.admit("train", request.round, content)
         settings, compute = self.settings, self._data.config.compute
         names = (settings.run_id, "train", request.round)
         progress = (request.round - 1) / settings.rounds
@@ -145,10 +142,11 @@ class Trainer:
 
     def evaluate(self, request: Received) -> RecordDict:
         """Return the (noised) score histograms of the test patients."""
+        self._check_round(request)
         state = self._load(request)
-        content = self._content(request, state)
-        self._releases.admit("evaluate", request.round, content)
         _, test, _ = self._prepare(request)
+        content = self._content(request, state, test)
+        self._releases.admit("evaluate", request.round, content)
         logits = predict_logits(
             self._model, test, self._device, batch=self._data.config.compute.physical_batch
         )
@@ -251,11 +249,23 @@ class Trainer:
         self._model.load_state_dict(state, strict=False)
         return state
 
-    def _content(self, request: Received, state: dict[str, Tensor]) -> str:
-        """Hash everything that a release depends on: model, data, plan, selection."""
+    def _check_round(self, request: Received) -> None:
+        if not 1 <= request.round <= self.settings.rounds:
+            raise FederationError(
+                f"round {request.round}: the run has rounds 1 to {self.settings.rounds}"
+            )
+
+    def _content(self, request: Received, state: dict[str, Tensor], tensors: StudyTensors) -> str:
+        """Hash everything that a release depends on: model, data, plan, selection.
+
+        Notes count as the model reads them, since tokenizer and encoder come from files of this
+        machine, which may change between two requests.
+        """
         parts = (
             state_sha256(state),
             self._frozen,
+            tensors.notes_sha256,
+            f"{self._device} {self._data.config.compute.precision}",
             self.settings.model_dump_json(),
             self._data_sha256,
             repr(self._plan),

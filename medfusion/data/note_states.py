@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+_FORMAT = 1  # of the states on disk: to be raised when their meaning changes
 _CHUNK_TOKENS = 2048  # of one pass of the encoder, padding included
 
 
@@ -28,7 +29,7 @@ class NoteEncoder(Protocol):
     """A text encoder that nothing trains.
 
     ``pooled``: it gives one state for each note instead of one for each token. ``sha256``: of
-    its weights; None if it is so fast that its states are not worth keeping on disk.
+    its weights and settings; None if it is so fast that its states are not worth keeping on disk.
     """
 
     @property
@@ -96,7 +97,8 @@ class NoteStates:
         """Do as `build` does, or read what an earlier call left in ``folder``, a site's own."""
         if encoder.sha256 is None:
             return cls.build(tokens, encoder)
-        content = f"{encoder.sha256} {encoder.pooled} {tokens.shape}\n".encode() + tokens.tobytes()
+        about = f"{_FORMAT} {encoder.sha256} {encoder.pooled} {tokens.shape}\n"
+        content = about.encode() + tokens.tobytes()
         path = folder / f"notes-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
         positions = 1 if encoder.pooled else tokens.shape[1]
         try:
@@ -106,9 +108,20 @@ class NoteStates:
         folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
         kept = {"flat": states.flat, "first": states.first, "count": states.count}
-        save_file(kept, draft)
-        os.replace(draft, path)
+        try:
+            save_file(kept, draft)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
         return states
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of all states, and of whose they are."""
+        digest = hashlib.sha256(f"{self.positions} {tuple(self.flat.shape)}\n".encode())
+        for tensor in (self.flat, self.first, self.count):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def rows(self, index: Tensor, device: torch.device | str) -> Tensor:
         """Return the states of the studies at ``index``: float32 [B, P, S], 0 where there is none.

@@ -4,7 +4,9 @@ Legend: N studies, B batch, C channels, H height, W width, K model-input columns
 T tokens.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -107,6 +109,15 @@ class StudyTensors:
             images=images,
             image_rows=image_rows,
         )
+
+    @cached_property
+    def notes_sha256(self) -> str:
+        """Hex digest of the notes' tokens, and of their states where an encoder gave them."""
+        tokens = self._resident.get("tokens")
+        if tokens is None:
+            return ""
+        states = self._notes.sha256 if self._notes else ""
+        return hashlib.sha256(states.encode() + tokens.numpy().tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.labels)

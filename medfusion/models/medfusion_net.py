@@ -120,7 +120,7 @@ class MedFusionNet(Model):
 
             self.text_encoder = TextEncoder(options.text, spec.max_tokens)
             self.text = TextTokens(self.text_encoder.width, width, pooled=self.text_encoder.pooled)
-        self.head = _make_head(options, sizes, labels=spec.labels, memories=len(modalities))
+        self.head = _make_head(options, sizes, spec.labels, modalities)
         self._build_fusion(options, spec, width)
 
     def _build_fusion(self, options: MedFusionNetOptions, spec: InputSpec, width: int) -> None:
@@ -184,17 +184,17 @@ class MedFusionNet(Model):
 
 
 def _make_head(
-    options: MedFusionNetOptions, sizes: Sizes, *, labels: int, memories: int
+    options: MedFusionNetOptions, sizes: Sizes, labels: int, modalities: tuple[str, ...]
 ) -> QueryHead | PooledHead:
     width, gated = sizes.streams.width, options.gating == "modality"
     if options.head == "pooled":
-        return PooledHead(width, labels=labels, memories=memories, gated=gated)
+        return PooledHead(width, labels=labels, memories=len(modalities), gated=gated)
     return QueryHead(
         width,
         sizes.streams.heads,
         labels=labels,
         layers=sizes.decoder_layers,
-        memories=memories,
+        modalities=modalities,
         label_attention=options.label_attention,
         label_states=options.masked_labels > 0,
         gated=gated,

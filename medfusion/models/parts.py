@@ -1,7 +1,8 @@
 """Which part of a model a parameter belongs to, told by its name.
 
 A model keeps what reads a modality under ``image``, ``tabular`` or ``text`` (and a language
-encoder under ``text_encoder``); all the rest joins modalities and decides: the head.
+encoder under ``text_encoder``), and so does what a head keeps for one modality
+(``head.layers.0.gather.text``); all the rest joins modalities and decides: the head.
 """
 
 from typing import Literal
@@ -18,4 +19,7 @@ _PREFIXES: dict[str, Part] = {
 
 def part_of(parameter: str) -> Part:
     """Return the part of the parameter called ``parameter`` (as in ``named_parameters``)."""
-    return _PREFIXES.get(parameter.partition(".")[0], "head")
+    first, *others = parameter.split(".")
+    if first in _PREFIXES:
+        return _PREFIXES[first]
+    return next((_PREFIXES[name] for name in others if name in _PREFIXES), "head")

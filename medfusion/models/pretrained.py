@@ -25,8 +25,9 @@ _STREAMS = "image.streams."
 _TRUNK = tuple(f"{_STREAMS}{part}." for part in ("stem", "stages", "transitions", "final"))
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 _HOW_TO_GET = (
-    "On a machine with internet, `python -c 'from torchvision.models import DenseNet121_Weights "
-    "as W; W.DEFAULT.get_state_dict()'` puts densenet121-a639ec97.pth into torchvision's cache"
+    "Where there are internet and torchvision, `python -c 'from torchvision.models import "
+    "DenseNet121_Weights as W; W.DEFAULT.get_state_dict()'` puts densenet121-a639ec97.pth into "
+    "torchvision's cache"
 )
 
 
@@ -100,8 +101,12 @@ def find_init(name: str) -> Path:
         places.insert(0, Path(name))
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        looked = " nor ".join(str(place) for place in places)
-        raise ConfigError(f"model.init = {name!r}: found neither {looked}. {_HOW_TO_GET}")
+        # no path of this machine in the message: a Node sends it to the coordinator
+        looked = "there or in" if len(places) > 1 else "of that name in"
+        raise ConfigError(
+            f"model.init = {name!r}: no file {looked} torchvision's cache (hub/checkpoints in "
+            f"TORCH_HOME). {_HOW_TO_GET}"
+        )
     return found
 
 
@@ -171,7 +176,8 @@ def _means_the_same(
     if saved.task.labels.names != task.labels.names:
         return False
     if part == "tabular":
-        return saved.task.columns == task.columns
+        # order, ranges and units: they are what a column's values mean
+        return list(saved.task.features.items()) == list(task.features.items())
     return saved.module.modalities == modalities
 
 

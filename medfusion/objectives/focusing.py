@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-_NEARLY_ZERO = 1e-12
+_NEARLY_ZERO, _NEARLY_ONE = 1e-12, 1.0 - 1e-6
 
 
 def focal(logits: Tensor, labels: Tensor, *, gamma: float) -> Tensor:
@@ -52,5 +52,5 @@ def _focused(logits: Tensor, gamma: float) -> Tensor:
 def _focused_above(logits: Tensor, gamma: float, clip: float) -> Tensor:
     """Return ``-m^gamma log(1 - m)`` with ``m = max(p - clip, 0)`` and p as in `_focused`."""
     # Not 0 but nearly: there a power below 1 has no finite gradient.
-    shifted = (torch.sigmoid(logits) - clip).clamp(min=_NEARLY_ZERO)
+    shifted = (torch.sigmoid(logits) - clip).clamp(min=_NEARLY_ZERO, max=_NEARLY_ONE)
     return -(shifted**gamma) * torch.log1p(-shifted)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medfusion.errors import ConfigError
-from medfusion.models.parts import part_of
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches, poisson_batches
 from medfusion.randomness import spawn
@@ -96,8 +94,6 @@ def fit(
 
     Raises
     ------
-    ConfigError
-        If small images are for a model that reads none.
     DataError
         If there is nothing to train on (without privacy; under a plan that would be told).
     FederationError
@@ -109,10 +105,6 @@ def fit(
     """
     if plan is not None and steps != plan.steps_per_round:
         raise ValueError(f"Expected steps={steps} to be the plan's {plan.steps_per_round}.")
-    if options.small_images and not any(part_of(n) == "image" for n, _ in model.named_parameters()):
-        raise ConfigError(
-            f"training.small_images = {options.small_images:g}: the model reads no images"
-        )
     began = time.perf_counter()
     was_training = model.training
     model.to(device).train()

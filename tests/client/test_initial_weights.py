@@ -1,6 +1,7 @@
 """A Node and ``model.init``: what it needs the file for, and what it then sends."""
 
 import pytest
+from waking import woken
 
 from client.node.node import Node
 from client.node.state import NodeState
@@ -72,7 +73,7 @@ def ask(cohort, folder, model, *overrides, simulated=True, frozen=None):
 def coordinators(cohort, *overrides):
     config = load_config(cohort / "config.toml", [*OVERRIDES, *overrides])
     data = load_site_data(next((cohort / "sites").iterdir()))
-    return build_model(config.model, data.task, seed=config.run.seed)
+    return woken(build_model(config.model, data.task, seed=config.run.seed))
 
 
 @pytest.mark.parametrize("privacy", ["true", "false"])
@@ -114,4 +115,4 @@ def test_with_frozen_weights_a_node_needs_the_file(cohort, weights, tmp_path):
     weights.rename(weights.parent / "second")
     error = read_error(ask(cohort, tmp_path / "state", model, *overrides, simulated=False))
     assert isinstance(error, ConfigError)
-    assert "found neither" in str(error)
+    assert "no file" in str(error)

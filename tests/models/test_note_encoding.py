@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from waking import woken
 
 from medfusion.data.studies import Studies
 from medfusion.data.task import Task
@@ -64,7 +65,7 @@ def tensors_for(model, chosen, *, ahead: bool, cache: Path = Path("unused")) -> 
 @pytest.mark.parametrize(("pooling", "shape"), [("tokens", (N, 12, 64)), ("mean", (N, 1, 64))])
 def test_states_computed_ahead_give_the_same_predictions(pooling, shape, monkeypatch):
     chosen = options(pooling=pooling)
-    model = build_model(chosen, TASK, seed=0)
+    model = woken(build_model(chosen, TASK, seed=0))
     live = predict_logits(model, tensors_for(model, chosen, ahead=False), CPU)
     ahead = tensors_for(model, chosen, ahead=True)
     assert ahead.inputs(torch.arange(N))["text_states"].shape == shape
@@ -77,7 +78,7 @@ def test_states_computed_ahead_give_the_same_predictions(pooling, shape, monkeyp
 
 def test_what_is_hidden_later_stays_hidden():
     chosen = options()
-    model = build_model(chosen, TASK, seed=0).eval()
+    model = woken(build_model(chosen, TASK, seed=0)).eval()
     inputs = tensors_for(model, chosen, ahead=True).inputs(torch.arange(N))
     hidden = {**inputs, "tokens": inputs["tokens"].clone()}
     hidden["tokens"][0, 1] = 0
@@ -92,7 +93,7 @@ def test_what_is_hidden_later_stays_hidden():
 @pytest.mark.parametrize("pooling", ["tokens", "mean"])
 def test_a_hidden_note_is_a_missing_one(pooling):
     chosen = options(pooling=pooling)
-    model = build_model(chosen, TASK, seed=0).eval()
+    model = woken(build_model(chosen, TASK, seed=0)).eval()
     inputs = tensors_for(model, chosen, ahead=True).inputs(torch.arange(N))
     hidden = {**inputs, "tokens": torch.zeros_like(inputs["tokens"])}
     missing = {**hidden, "text_states": torch.zeros_like(inputs["text_states"])}
@@ -129,7 +130,7 @@ def test_pooling_changes_the_model():
     logits = {}
     for pooling in ("tokens", "mean"):
         chosen = options(pooling=pooling)
-        model = build_model(chosen, TASK, seed=0)
+        model = woken(build_model(chosen, TASK, seed=0))
         logits[pooling] = predict_logits(model, tensors_for(model, chosen, ahead=False), CPU)
     assert not np.allclose(logits["tokens"], logits["mean"])
     np.testing.assert_allclose(logits["tokens"][1], logits["mean"][1], atol=1e-6)  # no note

@@ -125,13 +125,14 @@ def test_a_path_that_is_not_here_is_looked_for_in_the_cache_by_its_name(cache, w
 def test_a_missing_file_says_where_it_was_looked_for_and_how_to_get_it(cache, tmp_path):
     with pytest.raises(ConfigError, match=r"DenseNet121_Weights.*get_state_dict") as caught:
         build(init=str(tmp_path / "none.pth"))
-    assert str(tmp_path / "none.pth") in str(caught.value)
-    assert str(cache / "none.pth") in str(caught.value)
+    assert "none.pth" in str(caught.value)
+    assert "no file there or in torchvision's cache" in str(caught.value)
+    assert str(cache) not in str(caught.value)  # a Node's errors reach the coordinator
 
 
 def test_a_name_is_not_looked_for_in_the_working_directory(weights, monkeypatch):
     monkeypatch.chdir(weights.parent)
-    with pytest.raises(ConfigError, match="found neither"):
+    with pytest.raises(ConfigError, match="no file"):
         build(init="densenet.pth")
 
 
@@ -343,7 +344,7 @@ def test_a_saved_model_loads_beside_its_file_only(tmp_path, weights):
     ):
         load_model(folder)
     weights.unlink()
-    with pytest.raises(ConfigError, match="found neither"):
+    with pytest.raises(ConfigError, match="no file"):
         load_model(folder)
 
 

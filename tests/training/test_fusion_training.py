@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from waking import woken
 
 from medfusion.data.task import Task
 from medfusion.models.contract import Model, trainable_state
@@ -60,7 +61,7 @@ class Studies:
 
 
 def make_model(**options: Any) -> Model:
-    model = build_model(MedFusionNetOptions(**options), TASK, seed=2)
+    model = woken(build_model(MedFusionNetOptions(**options), TASK, seed=2))
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for value in trainable_state(model).values():

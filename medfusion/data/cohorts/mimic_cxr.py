@@ -54,11 +54,15 @@ _CONTEXT = re.compile(
     r"(?:[ ]?(?:/|and)[ ]?(?:history|indications?))?[ \t]*:",
     re.IGNORECASE | re.MULTILINE,
 )
-# A blank line, the header of another section at the start of a line, or capitals and a colon.
+# A blank line, the header of another section at the start of a line or in capitals, or words by
+# which a reading begins. Rather too little than a finding: the labels come from the findings.
 _END = re.compile(
-    r"\n[ \t]*\n|\n[ \t]*[A-Za-z][A-Za-z /()&-]{2,40}:|\b[A-Z][A-Z /]{3,40}:|"
-    r"\b(?i:findings?|impression|conclusion|technique|comparisons?)[ \t]*:"
+    r"\n[ \t]*\n|\n[ \t]*[A-Za-z][A-Za-z0-9 ,._/()&-]{2,60}:|\b[A-Z][A-Z0-9 ,._/]{3,60}:|"
+    r"\b(?i:findings?|impression|conclusion|technique|comparisons?)[ \t]*(?::|\n|$)|"
+    r"\b(?i:wet read|preliminary|addendum|final report|(?:one|two|three|single|\d+)[ ]views?)\b"
 )
+_READING = re.compile(r"\b(?:wet read|preliminary|addendum)\b", re.IGNORECASE)
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
 def read(src: Path) -> Cohort:
@@ -105,6 +109,9 @@ def clinical_context(report: str) -> str:
     """
     parts = []
     for header in _CONTEXT.finditer(report):
+        paragraph = _BLANK_LINE.split(report[: header.start()])[-1]
+        if _READING.search(paragraph):
+            continue  # a reading, which repeats the history between findings
         rest = report[header.end() :]
         end = _END.search(rest)
         parts.append(" ".join(rest[: end.start() if end else None].split()))

@@ -40,7 +40,7 @@ class Importer:
         Raises
         ------
         UsageError
-            If ``src`` is not a folder, ``out`` is not a new or empty one, or a partition is
+            If ``src`` is not there, ``out`` is not a new or empty one, or a partition is
             asked for where the data bring their own sites.
         DataError
             If the data set is not what the importer expects.

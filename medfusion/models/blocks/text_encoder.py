@@ -6,6 +6,7 @@ that the same rule holds for every vocabulary.
 Shapes: B batch, T tokens, P states of a note (T, or 1 where they are pooled), S width of a state.
 """
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -84,8 +85,11 @@ class TextEncoder(nn.Module):
 
     @property
     def sha256(self) -> str | None:
-        """Digest of a large encoder's weights; None for ``tiny``, whose states are quickly had."""
-        return None if self._is_tiny else frozen_sha256(self)
+        """Digest of a large encoder; None for ``tiny``, whose states are quickly had."""
+        if self._is_tiny:
+            return None
+        content = frozen_sha256(self) + self.encoder.config.to_json_string()
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, tokens_BT: Tensor) -> Tensor:
         """Return the states without gradient and on the CPU, wherever tokens and encoder are."""
