@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from ablation_arms import Change
+from figure_cells import cells, number_text
 from numpy.typing import NDArray
 
 from medfusion.comparison.compare import Comparison
 from medfusion.comparison.results import RESAMPLES, Truth, auroc_macro
 from medfusion.comparison.trials import scores_of
-from medfusion.evaluation.intervals import patient_bootstrap
+from medfusion.evaluation.intervals import Resampled, patient_bootstrap
 
 Floats = NDArray[np.floating[Any]]
 
@@ -44,8 +45,8 @@ def result_of(
         groups=truth.folds,
         resamples=RESAMPLES,
     )
-    areas_RAL = samples.auroc.values
-    macro_RA, auprc_RA = _mean_of_known(areas_RAL), _mean_of_known(samples.auprc.values)
+    areas, auprc = samples.auroc, samples.auprc
+    gaps = Resampled(areas.values - areas.values[:, :1])
     by_seed = [[auroc_macro(one[None], truth) for one in arm] for arm in scores]
     rare = _rarest(truth)
     return {
@@ -57,25 +58,25 @@ def result_of(
         "n_patients": len(np.unique(truth.patients)),
         "rare_label": rare,
         "full": {
-            "auroc_macro": interval(macro_RA[:, 0]),
-            "auprc_macro": interval(auprc_RA[:, 0]),
+            "auroc_macro": areas.macro(0).to_json(),
+            "auprc_macro": auprc.macro(0).to_json(),
             "by_seed": by_seed[0],
-            "auroc": _by_label(areas_RAL[:, 0], truth),
+            "auroc": _by_label(areas, 0, truth),
         },
         "changes": [
             {
                 "name": change.name,
                 "sign": change.sign,
                 "settings": dict(change.arm.settings),
-                "auroc_macro": interval(macro_RA[:, number]),
+                "auroc_macro": areas.macro(number).to_json(),
                 "difference": {
-                    "auroc_macro": interval(macro_RA[:, number] - macro_RA[:, 0]),
-                    "auprc_macro": interval(auprc_RA[:, number] - auprc_RA[:, 0]),
+                    "auroc_macro": areas.difference(number, 0).to_json(),
+                    "auprc_macro": auprc.difference(number, 0).to_json(),
                     "by_seed": [
                         None if a is None or b is None else a - b
                         for a, b in zip(by_seed[number], by_seed[0], strict=True)
                     ],
-                    "auroc": _by_label(areas_RAL[:, number] - areas_RAL[:, 0], truth),
+                    "auroc": _by_label(gaps, number, truth),
                 },
             }
             for number, change in enumerate(changes, start=1)
@@ -83,24 +84,8 @@ def result_of(
     }
 
 
-def interval(samples: Floats) -> dict[str, Any]:
-    """Return the cohort's own figure (the first sample) and the 95% interval of the resamples."""
-    resampled = samples[1:][~np.isnan(samples[1:])]
-    if np.isnan(samples[0]) or not len(resampled):
-        return {"mean": None, "ci95": None}
-    return {"mean": float(samples[0]), "ci95": np.percentile(resampled, [2.5, 97.5]).tolist()}
-
-
-def _by_label(samples_RL: Floats, truth: Truth) -> dict[str, Any]:
-    return {name: interval(samples_RL[:, label]) for label, name in enumerate(truth.names)}
-
-
-def _mean_of_known(values_RAL: Floats) -> Floats:
-    """Return the mean [R, A] over the labels that have a figure."""
-    known = ~np.isnan(values_RAL)
-    total, count = np.where(known, values_RAL, 0.0).sum(axis=2), known.sum(axis=2)
-    mean: Floats = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    return mean
+def _by_label(figure: Resampled, arm: int, truth: Truth) -> dict[str, Any]:
+    return {name: figure.label(arm, label).to_json() for label, name in enumerate(truth.names)}
 
 
 def _rarest(truth: Truth) -> str:
@@ -129,22 +114,22 @@ def show(result: dict[str, Any]) -> None:
     full = result["full"]
     table.add_row(
         "full",
-        _number(full["auroc_macro"]["mean"]),
+        number_text(full["auroc_macro"]["mean"]),
         "",
-        _cells(full["auroc_macro"])[1],
+        cells(full["auroc_macro"])[1],
         _range(full["by_seed"]),
-        *_cells(full["auroc"][rare]),
-        _number(full["auprc_macro"]["mean"]),
+        *cells(full["auroc"][rare]),
+        number_text(full["auprc_macro"]["mean"]),
     )
     for change in result["changes"]:
         difference = change["difference"]
         table.add_row(
             f"{change['sign']} {change['name']}",
-            _number(change["auroc_macro"]["mean"]),
-            *_cells(difference["auroc_macro"], "+"),
+            number_text(change["auroc_macro"]["mean"]),
+            *cells(difference["auroc_macro"], "+"),
             _range(difference["by_seed"], "+"),
-            *_cells(difference["auroc"][rare], "+"),
-            _number(difference["auprc_macro"]["mean"], "+"),
+            *cells(difference["auroc"][rare], "+"),
+            number_text(difference["auprc_macro"]["mean"], "+"),
         )
     console = Console(markup=False, width=140)
     console.print(table)
@@ -157,19 +142,9 @@ def show(result: dict[str, Any]) -> None:
     )
 
 
-def _cells(figure: dict[str, Any], sign: str = "") -> tuple[str, str]:
-    if figure["ci95"] is None:
-        return _number(figure["mean"], sign), "-"
-    return _number(figure["mean"], sign), " to ".join(_number(x, sign) for x in figure["ci95"])
-
-
 def _range(values: Sequence[float | None], sign: str = "") -> str:
     known = [value for value in values if value is not None]
     return f"{min(known):{sign}.3f} to {max(known):{sign}.3f}" if known else "-"
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else format(value, f"{sign}.3f")
 
 
 def _picture(result: dict[str, Any]) -> str:

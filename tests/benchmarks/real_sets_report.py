@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from figure_cells import cells, number_text
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -91,28 +92,19 @@ def show(result: dict[str, Any]) -> None:
         worst = arm["worst_site"] or {"site": "-", "auroc_macro": None}
         table.add_row(
             arm["name"],
-            *_cells(arm["auroc_macro"]),
-            *_cells(arm["within_sites_macro"]),
+            *cells(arm["auroc_macro"]),
+            *cells(arm["within_sites_macro"]),
             worst["site"],
-            _number(worst["auroc_macro"]),
-            *_cells(arm["auprc_macro"]),
+            number_text(worst["auroc_macro"]),
+            *cells(arm["auprc_macro"]),
         )
     console.print(table)
     table = Table("figure", "", "minus", "difference", interval)
     for gap in result["differences"]:
-        table.add_row(gap["figure"], gap["a"], gap["b"], *_cells(gap, "+"))
+        table.add_row(gap["figure"], gap["a"], gap["b"], *cells(gap, "+"))
     console.print(table)
     console.print(
         f"{result['n_patients']} patients, {result['n_studies']} studies, each tested once in "
         f"{result['folds']} folds; seeds: {result['seeds']}; intervals from "
         f"{result['resamples']} resamples of patients"
     )
-
-
-def _cells(figure: dict[str, Any], sign: str = "") -> tuple[str, str]:
-    ends = figure["ci95"] or []
-    return _number(figure["mean"], sign), " to ".join(_number(end, sign) for end in ends) or "-"
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else format(value, f"{sign}.3f")

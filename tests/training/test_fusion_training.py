@@ -1,6 +1,5 @@
 """How the losses of the modalities' own heads and told labels enter training."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,14 +30,6 @@ TASK = Task.parse(
     where="test",
 )
 SGD = TrainingOptions(batch_size=8, optimizer="sgd", learning_rate=0.1)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Studies:

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -7,14 +5,6 @@ from torch import Tensor
 from medfusion.training.label_masking import reveal_labels, still_to_learn
 
 N, L = 6000, 6
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def generator(seed: int = 0) -> torch.Generator:

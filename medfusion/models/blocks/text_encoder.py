@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -83,7 +84,7 @@ class TextEncoder(nn.Module):
                 states_BPS = (states_BPS * real_BT1).sum(dim=1, keepdim=True)
             return rms_norm(states_BPS, (self.width,), eps=_SMALLEST_SQUARE)
 
-    @property
+    @cached_property
     def sha256(self) -> str | None:
         """Digest of a large encoder; None for ``tiny``, whose states are quickly had."""
         if self._is_tiny:
