@@ -15,6 +15,7 @@ from rich.console import Console
 
 from medfusion.config import load_config
 from medfusion.data.task import Task
+from medfusion.models.local_files import local_files_sha256
 from medfusion.privacy.run_plan import run_plan
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
@@ -47,7 +48,8 @@ def main(grid: Grid, context: Context) -> None:
                 for warning in plan.warnings:
                     progress.warn(f"site {name}: {warning}")
         run = RunContext(grid, config, task, roster, plans, folder, simulated)
-        fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated)
+        files = local_files_sha256(config.model)
+        fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)
         loop = RoundLoop(run, strategy, store, progress)
         outcome = loop.run()
@@ -57,8 +59,12 @@ def main(grid: Grid, context: Context) -> None:
         write_results(run, outcome, card)
 
 
-def _fingerprint(run_id: str, roster: Roster, *, simulated: bool) -> str:
-    """Name what must not change between a run and its resumption."""
+def _fingerprint(run_id: str, roster: Roster, *, simulated: bool, files: str) -> str:
+    """Name what must not change between a run and its resumption.
+
+    ``files`` is the digest of files that the settings only name; empty without.
+    """
     sites = {name: site.patients_public for name, site in roster.sites.items()}
-    content = json.dumps([run_id, simulated, sites], sort_keys=True)
+    parts = [run_id, simulated, sites, *([files] if files else [])]
+    content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -86,8 +86,8 @@ class CheckpointStore:
             arrays = {name: file.get_tensor(name) for name in names}
         if state["fingerprint"] != self._fingerprint:
             raise ConfigError(
-                f"{self._folder.parent}: holds a run with other settings or sites; expected the "
-                "same ones to resume it, or another --out"
+                f"{self._folder.parent}: holds a run with other settings, sites or files "
+                "(model.init, text encoder); expected the same ones to resume it, or another --out"
             )
         _restore(strategy, state["strategy"], arrays)
         model, average = (_record(arrays, prefix) for prefix in (_MODEL, _AVERAGE))

@@ -84,7 +84,8 @@ def exchange(
     """Send messages and wait for their replies, at most ``timeout`` seconds.
 
     A site that does not answer in time, answers with an error or with what ``check`` refuses
-    is among the failed ones.
+    is among the failed ones. The last look comes after the timeout, so that a reply which is
+    there counts however long the sending took.
 
     Parameters
     ----------
@@ -103,8 +104,10 @@ def exchange(
         for identifier, message in zip(identifiers, messages, strict=True)
     }
     good: dict[str, Message] = {}
-    while pending and time.monotonic() - start < timeout:
+    late = False
+    while pending and not late:
         looked = time.monotonic()
+        late = looked - start >= timeout
         arrived = list(grid.pull_messages(list(pending)))
         for reply in arrived:
             name = pending.pop(reply.metadata.reply_to_message_id)
@@ -120,7 +123,7 @@ def exchange(
             on_reply(name, seconds, error)
         now = time.monotonic()
         pause = min(max((now - start) / 50, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-        if not arrived and now - looked < pause:  # a grid may have waited for us
+        if not (arrived or late) and now - looked < pause:  # a grid may have waited for us
             time.sleep(pause - (now - looked))
     for name in pending.values():
         silent = NoReplyError(f"no reply within {timeout:.0f} s")

@@ -15,6 +15,7 @@ from server.run_state import Outcome, Progress, RunContext
 def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
     """Return the content of ``model.json``: all that is needed to use the model, and its price."""
     config, selection = context.config, outcome.progress.selection
+    initial = outcome.initial_weights
     return {
         "schema": 1,
         "run": config.run.name,
@@ -22,6 +23,7 @@ def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
         "task_sha256": context.task.sha256,
         "model": config.model.model_dump(mode="json"),
         "frozen_sha256": outcome.frozen_sha256,
+        "initial_weights": asdict(initial) if initial else None,
         "seed": config.run.seed,
         "selection_method": config.selection.method,
         "top_n": config.selection.top_n,

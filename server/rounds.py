@@ -68,6 +68,7 @@ class RoundLoop:
         self._start = to_record(trainable_state(model))
         self._frozen = frozen_sha256(model)
         self._origin = model.origin
+        self._initial_weights = model.initial_weights
         local = self._settings.selection.method == "local"
         self._columns = model.feature_rows() if local else {}
 
@@ -100,7 +101,7 @@ class RoundLoop:
             self._store.save(checkpoint, self._strategy)
             write_rounds(self._context.folder, state.rounds)
             self._show.round_done(line, rounds=rounds)
-        return Outcome(average, self._frozen, state)
+        return Outcome(average, self._frozen, self._initial_weights, state)
 
     def deliver(self, outcome: Outcome, card: dict[str, Any]) -> None:
         """Send the final model and its description to every hospital."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
+from medfusion.models.initial_weights import InitialWeights
 from medfusion.privacy.plan import DpPlan
 from server.roster import Roster
 
@@ -89,8 +90,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run leaves: the model, what it needs to be used, and what was measured."""
+    """What a finished run leaves: the model, what it needs to be used, and what was measured.
+
+    ``initial_weights`` is None if the run drew all of them.
+    """
 
     arrays: ArrayRecord
     frozen_sha256: str
+    initial_weights: InitialWeights | None
     progress: Progress

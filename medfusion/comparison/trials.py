@@ -20,6 +20,7 @@ from medfusion.config import RunConfig, config_text
 from medfusion.data.site_data import SiteData, pool
 from medfusion.data.split import TEST, Fold, split_of
 from medfusion.errors import MedFusionError
+from medfusion.models.local_files import local_files_sha256
 from medfusion.models.saved import load_model
 from medfusion.scoring import score_part
 
@@ -101,9 +102,16 @@ def _resplit(site: SiteData, fold: Fold) -> SiteData:
 
 
 def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
-    """Yield an arm's runs for one seed and fold, in the order of the sites they score."""
+    """Yield an arm's runs for one seed and fold, in the order of the sites they score.
+
+    Raises
+    ------
+    ConfigError
+        If the file in ``model.init`` is not here.
+    """
     run = arm.config.run.model_copy(update={"seed": seed})
     config = arm.config.model_copy(update={"run": run})
+    files = local_files_sha256(config.model)  # the config only names them
     groups: list[tuple[str, tuple[SiteData, ...], list[str]]]
     if arm.regime == "local":
         groups = [(f"local-{s.name}", (s,), [data.digests[s.name]]) for s in data.sites]
@@ -112,7 +120,8 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
         groups = [(arm.regime, members, list(data.digests.values()))]
     fold = [f"fold{data.fold.index + 1}of{data.fold.count}"] if data.fold else []
     for group, taking_part, digests in groups:
-        content = _sha256(*(part.encode() for part in (group, config_text(config), *digests)))
+        parts = (group, config_text(config), *digests, *([files] if files else []))
+        content = _sha256(*(part.encode() for part in parts))
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
         yield Trial(name, str(arm), config, taking_part)
 

@@ -9,7 +9,9 @@ P states of one study's note (T, or 1 where the encoder pools).
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _FORMAT = 1  # of the states on disk: to be raised when their meaning changes
+_KEPT_SECONDS = 7 * 24 * 3600  # after the last use: the runs of a comparison take turns
 _CHUNK_TOKENS = 2048  # of one pass of the encoder, padding included
 
 
@@ -94,12 +97,19 @@ class NoteStates:
 
     @classmethod
     def cached(cls, tokens: NDArray[np.int64], encoder: NoteEncoder, folder: Path) -> Self:
-        """Do as `build` does, or read what an earlier call left in ``folder``, a site's own."""
+        """Do as `build` does, or read what an earlier call left in ``folder``, a site's own.
+
+        What no call has used for a week (states of another encoder, task or table) is removed.
+        """
         if encoder.sha256 is None:
+            _remove_unused(folder)
             return cls.build(tokens, encoder)
         about = f"{_FORMAT} {encoder.sha256} {encoder.pooled} {tokens.shape}\n"
         content = about.encode() + tokens.tobytes()
         path = folder / f"notes-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+        with suppress(OSError):
+            os.utime(path)  # a file's time says when it was last used
+        _remove_unused(folder)
         positions = 1 if encoder.pooled else tokens.shape[1]
         try:
             return cls(**load_file(path), positions=positions)
@@ -136,6 +146,19 @@ class NoteStates:
         states = torch.zeros(*real.shape, self.flat.shape[1], dtype=self.flat.dtype)
         states[real] = self.flat[(self.first[index, None] + place)[real]]
         return states.to(device).float()
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove files that nobody has used for long, and drafts of processes that were killed.
+
+    Another process may remove the same file, or be about to read it: it then encodes again.
+    """
+    oldest = time.time() - _KEPT_SECONDS
+    for pattern in ("notes-*.safetensors", ".notes-*.draft"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # a file too many does no harm
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def _chunks(lengths: Tensor) -> Iterator[Tensor]:

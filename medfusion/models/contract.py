@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from medfusion.models.initial_weights import InitialWeights
 from medfusion.models.spec import FeatureAxis, InputSpec
 
 LABEL_STATES = "label_states"
@@ -32,10 +33,13 @@ class Model(nn.Module):
     Attributes
     ----------
     origin
-        In words, where the initial weights came from; None: all were drawn.
+        In words, which initial weights came from where on this machine; None: all were drawn.
+    initial_weights
+        What they came from, to be told to others; None: all were drawn.
     """
 
     origin: str | None = None
+    initial_weights: InitialWeights | None = None
 
     @abstractmethod
     def __init__(self, options: object, spec: InputSpec, modalities: tuple[str, ...]) -> None:

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, DataError
+from medfusion.file_digests import file_sha256
 from medfusion.models.blocks.densenet121 import from_torchvision, is_torchvision
+from medfusion.models.blocks.exchange import TokensToMap
 from medfusion.models.contract import Model
+from medfusion.models.initial_weights import InitialWeights
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.saved import SavedModel, load_model
 
@@ -40,6 +43,7 @@ class _Source:
 
     tensors: Mapping[str, Tensor]
     fits: Callable[[str], bool]
+    origin: InitialWeights
     convolutions_only: bool = False
 
 
@@ -48,9 +52,9 @@ def initialise(
 ) -> None:
     """Give ``model`` the weights in ``options.init``, where names, shapes and meaning agree.
 
-    All others keep their values; ``model.origin`` tells which. The convolutional stream must
-    agree as a whole. After torchvision's weights, which know no tokens, the exchange adds
-    nothing to the maps until it is trained.
+    All others keep their values; ``model.origin`` tells which, and ``model.initial_weights`` what
+    the file is. The convolutional stream must agree as a whole. After torchvision's weights, which
+    know no tokens, the exchange adds nothing to the maps until it is trained.
 
     Parameters
     ----------
@@ -82,7 +86,18 @@ def initialise(
     with torch.no_grad():
         for name, parameter in taken.items():
             parameter.copy_(source.tensors[name])
+        if source.convolutions_only:
+            _silence_tokens(model)
     model.origin = _in_words(path, wanted, taken.keys())
+    model.initial_weights = source.origin
+
+
+def _silence_tokens(model: Model) -> None:
+    """Let the exchange add nothing yet to maps that were learned without it."""
+    for module in model.modules():
+        if isinstance(module, TokensToMap):
+            nn.init.zeros_(module.project.weight)
+            nn.init.zeros_(module.project.bias)
 
 
 def find_init(name: str) -> Path:
@@ -110,6 +125,16 @@ def find_init(name: str) -> Path:
     return found
 
 
+def init_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that are read for initial weights at ``path``, the weights last.
+
+    There are two of a model folder, and of the weights in one: its description comes along.
+    """
+    folder = path.parent if path.name == _WEIGHTS else path
+    card = folder / _CARD
+    return (card, folder / _WEIGHTS) if card.is_file() else (path,)
+
+
 def _wanted(model: Model, *, frozen_only: bool) -> dict[str, nn.Parameter]:
     """Parameters that a file may set: all but a frozen text encoder's, which has its own files."""
     return {
@@ -122,15 +147,18 @@ def _wanted(model: Model, *, frozen_only: bool) -> dict[str, nn.Parameter]:
 def _read(
     path: Path, options: MedFusionNetOptions, task: Task, modalities: tuple[str, ...]
 ) -> _Source:
-    folder = path.parent if path.name == _WEIGHTS else path
-    if (folder / _CARD).is_file():
-        return _of_saved_model(path, folder, options, task, modalities)
+    *described, weights = init_files(path)
+    if described:
+        return _of_saved_model(path, weights, options, task, modalities)
     state = _load(path)
     if is_torchvision(state):
         channels = task.image.channels if task.image else 1
         ours = _translated(path, state, channels, options)
-        return _Source(ours, lambda name: True, convolutions_only=True)
-    return _Source(state, lambda name: name.startswith("image."))  # the rest may mean other things
+        origin = InitialWeights(kind="torchvision", sha256=file_sha256(path))
+        return _Source(ours, lambda name: True, origin, convolutions_only=True)
+    origin = InitialWeights(kind="tensors", sha256=file_sha256(path))
+    # what is not of the images may mean other things
+    return _Source(state, lambda name: name.startswith("image."), origin)
 
 
 def _translated(
@@ -145,17 +173,27 @@ def _translated(
 
 def _of_saved_model(
     path: Path,
-    folder: Path,
+    weights: Path,
     options: MedFusionNetOptions,
     task: Task,
     modalities: tuple[str, ...],
 ) -> _Source:
     try:
-        saved = load_model(folder)
+        saved = load_model(weights.parent)
     except (ConfigError, DataError) as error:
         raise ConfigError(f"model.init = {str(path)!r}: {error}") from None
-    tensors = dict(saved.module.named_parameters())
-    return _Source(tensors, lambda name: _means_the_same(name, saved, options, task, modalities))
+    try:
+        origin = InitialWeights.of_model(saved.card, file_sha256(weights))
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise ConfigError(
+            f"model.init = {str(path)!r}: expected what a run writes in model.json under privacy "
+            "and initial_weights, found something else"
+        ) from None
+    return _Source(
+        dict(saved.module.named_parameters()),
+        lambda name: _means_the_same(name, saved, options, task, modalities),
+        origin,
+    )
 
 
 def _means_the_same(

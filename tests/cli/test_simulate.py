@@ -1,6 +1,7 @@
 """The command from end to end: what a good run leaves, and what bad input is told."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -111,6 +112,40 @@ def test_a_finished_run_is_shown_again_and_another_is_refused(
     assert code == 2
     assert "other settings" in told
     assert files() == before
+
+
+def test_a_run_records_its_initial_weights_and_is_resumed_with_the_same_only(
+    simulate: Simulate, tmp_path: Path
+) -> None:
+    settings = ('model.modalities=["tabular"]', "run.rounds=1", "training.steps=1")
+    out, first = tmp_path / "out", tmp_path / "first"
+    code, _, told = simulate(*settings)
+    assert code == 0, told
+    assert _strict_json((out / "model" / "model.json").read_text())["initial_weights"] is None
+    assert "initial weights" not in (out / "report.html").read_text(encoding="utf-8")
+    summary = _strict_json((out / "summary.json").read_text())
+    epsilons = [site["epsilon"] for site in summary["sites"].values()]
+    (out / "model").rename(first)
+    shutil.rmtree(out)
+
+    settings = (*settings, f"model.init={first}")
+    code, _, told = simulate(*settings)
+    assert code == 0, told
+    record = _strict_json((out / "model" / "model.json").read_text())["initial_weights"]
+    weights = (first / "model.safetensors").read_bytes()
+    assert record["kind"] == "medfusion"
+    assert record["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert record["epsilon"] == max(epsilons)
+    assert "earlier MedFusion model" in (out / "report.html").read_text(encoding="utf-8")
+
+    (out / "summary.json").unlink()  # as if it had been interrupted
+    (first / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    code, _, told = simulate(*settings)
+    assert code == 2
+    assert "other settings, sites or files" in told
+    (first / "model.safetensors").write_bytes(weights)
+    code, _, told = simulate(*settings)
+    assert code == 0, told
 
 
 def test_the_sites_own_state_is_shared_with_no_node(simulate: Simulate, cohort: Path) -> None:

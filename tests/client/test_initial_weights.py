@@ -1,28 +1,18 @@
 """A Node and ``model.init``: what it needs the file for, and what it then sends."""
 
 import pytest
+from node_asker import NodeAsker
 from waking import woken
 
-from client.node.node import Node
-from client.node.state import NodeState
 from medfusion.config import load_config
-from medfusion.data.cohorts.synthetic import write_cohort
-from medfusion.data.site_data import load_site_data
+from medfusion.data.task import Task
 from medfusion.errors import ConfigError, FederationError
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
 from medfusion.models.saved import save_model
 from medfusion.transport.arrays import from_record, to_record
-from medfusion.transport.requests import (
-    ARRAYS,
-    CONFIG,
-    ROUND_KEY,
-    Request,
-    read_error,
-    request_content,
-)
-from server.rounds import run_settings
+from medfusion.transport.requests import ARRAYS, read_error
 
 OVERRIDES = (
     "model.modalities=['image']",
@@ -32,22 +22,15 @@ OVERRIDES = (
 )
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("init") / "cohort"
-    write_cohort(folder, sites=1, patients=40, seed=1)
-    return folder
-
-
 @pytest.fixture
 def weights(cohort, tmp_path, monkeypatch):
     """A model folder in torchvision's cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    data = load_site_data(next((cohort / "sites").iterdir()))
+    task = Task.load(cohort / "task.toml")
     options = MedFusionNetOptions(modalities=("image",))
-    model = build_model(options, data.task, seed=7)
+    model = build_model(options, task, seed=7)
     card = {
-        "task": data.task.to_json(),
+        "task": task.to_json(),
         "model": options.model_dump(mode="json"),
         "seed": 7,
         "selection": None,
@@ -60,20 +43,13 @@ def weights(cohort, tmp_path, monkeypatch):
 
 
 def ask(cohort, folder, model, *overrides, simulated=True, frozen=None):
-    config = load_config(cohort / "config.toml", [*OVERRIDES, *overrides])
-    data = load_site_data(next((cohort / "sites").iterdir()))
-    node = Node(data, NodeState(folder), b"secret", simulated=simulated)
-    settings = run_settings(config, data.task)
-    request = Request(settings=settings, frozen_sha256=frozen)
-    content = request_content(request, to_record(trainable_state(model)))
-    content[CONFIG][ROUND_KEY] = 1
-    return node.handle("train", content)
+    asker = NodeAsker(cohort, folder, *OVERRIDES, *overrides, simulated=simulated)
+    return asker.ask("train", arrays=to_record(trainable_state(model)), frozen_sha256=frozen)
 
 
 def coordinators(cohort, *overrides):
     config = load_config(cohort / "config.toml", [*OVERRIDES, *overrides])
-    data = load_site_data(next((cohort / "sites").iterdir()))
-    return woken(build_model(config.model, data.task, seed=config.run.seed))
+    return woken(build_model(config.model, Task.load(config.run.task), seed=config.run.seed))
 
 
 @pytest.mark.parametrize("privacy", ["true", "false"])

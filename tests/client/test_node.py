@@ -6,25 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
+from node_asker import NodeAsker
 
-from client.node.node import Node
 from client.node.policy import Releases
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.config import load_config
-from medfusion.data.cohorts.synthetic import write_cohort
-from medfusion.data.site_data import load_site_data
 from medfusion.data.thresholds import feature_label_histograms, first_study_per_patient
 from medfusion.errors import ConfigError, FederationError
 from medfusion.models.contract import trainable_state
-from medfusion.models.registry import build_model
 from medfusion.models.saved import load_model
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import (
     ARRAYS,
     CONFIG,
     METRICS,
-    ROUND_KEY,
     WEIGHT_KEY,
     Request,
     read_error,
@@ -35,33 +31,8 @@ from medfusion.transport.requests import (
 from server.rounds import run_settings
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("node") / "cohort"
-    write_cohort(folder, sites=1, patients=80, seed=1)
-    return folder
-
-
-class Asker:
-    """Asks a fresh Node as the coordinator would."""
-
-    def __init__(self, cohort, state, *overrides, secret=b"secret", simulated=True, change=None):
-        self.config = load_config(
-            cohort / "config.toml", ["model.name=logistic", "run.rounds=2", *overrides]
-        )
-        data = load_site_data(next((cohort / "sites").iterdir()))
-        self.data = change(data) if change else data
-        self.settings = run_settings(self.config, self.data.task)
-        self.state = NodeState(state)
-        self.node = Node(self.data, self.state, secret, simulated=simulated)
-        self.model = build_model(self.settings.model, self.data.task, seed=0)
-
-    def ask(self, kind, *, round=1, arrays=True, settings=None, **parts):
-        request = Request(settings=settings or self.settings, **parts)
-        record = to_record(trainable_state(self.model)) if arrays is True else arrays
-        content = request_content(request, record or None)
-        content[CONFIG][ROUND_KEY] = round
-        return self.node.handle(kind, content)
+class Asker(NodeAsker):
+    usual = ("model.name=logistic", "run.rounds=2")
 
 
 def bytes_of(record: ArrayRecord) -> dict[str, bytes]:
@@ -293,12 +264,6 @@ def test_other_settings_or_data_get_other_noise(cohort, tmp_path, overrides, cha
 
 
 def test_changed_images_get_other_noise(cohort, tmp_path):
-    def settings_noise(folder):
-        config = load_config(folder / "config.toml", ["run.rounds=2", "model.modalities=['image']"])
-        data = load_site_data(next((folder / "sites").iterdir()))
-        settings = run_settings(config, data.task)
-        return Node(data, NodeState(tmp_path / folder.name), b"s")._data, settings
-
     copy = tmp_path / "copy"
     shutil.copytree(cohort, copy)
     image = next((copy / "sites").glob("*/images/*"))
@@ -306,10 +271,9 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
     image.write_bytes(other.read_bytes())
     digests = []
     for folder in (cohort, copy):
-        data, settings = settings_noise(folder)
-        trainer = Trainer(
-            data, settings, tmp_path / "cache", b"s", Releases(rounds=2, evaluations=1)
-        )
+        asker = NodeAsker(folder, tmp_path / folder.name, "model.modalities=['image']")
+        releases = Releases(rounds=2, evaluations=1)
+        trainer = Trainer(asker.data, asker.settings, tmp_path / "cache", b"s", releases)
         digests.append(trainer._data_sha256)
     assert digests[0] != digests[1]
 

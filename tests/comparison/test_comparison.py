@@ -135,6 +135,23 @@ def test_every_arm_scores_the_studies_in_the_order_of_the_truth(config):
         )
 
 
+@pytest.mark.parametrize("named", ["model.init", "model.text.encoder"])
+def test_another_content_of_a_file_that_the_config_names_is_another_run(config, tmp_path, named):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (folder / name).write_bytes(b"one")
+
+    def names():
+        overrides = ["model.name=medfusion_net", f"{named}={folder}"]
+        return list(plan(config, overrides=overrides, seeds=2).distinct_trials)
+
+    before = names()
+    assert names() == before
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert set(names()).isdisjoint(before)
+
+
 def test_the_truth_tells_fold_and_site_of_each_study(config):
     comparison = plan(config, regimes=["federated"], folds=3)
     truth, ((trials,),) = comparison.truth, comparison.trials

@@ -1,11 +1,14 @@
 """States of notes, computed in advance: each in its place, each distinct note once."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from medfusion.data.note_states import _CHUNK_TOKENS, NoteStates
+from medfusion.data.note_states import _CHUNK_TOKENS, NoteStates, _remove_unused
 
 T = 6
 TOKENS = np.array(
@@ -131,4 +134,49 @@ def test_a_damaged_file_of_states_is_made_anew(tmp_path) -> None:
 
 def test_a_fast_encoder_leaves_nothing_on_disk(tmp_path) -> None:
     NoteStates.cached(TOKENS, FakeEncoder(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def grow_old(folder, *, days: float) -> None:
+    for path in folder.iterdir():
+        found = path.stat().st_mtime - days * 24 * 3600
+        os.utime(path, (found, found))
+
+
+@pytest.mark.parametrize("now_used", ["b", None])
+def test_states_that_nobody_uses_any_more_are_removed(tmp_path, now_used) -> None:
+    NoteStates.cached(TOKENS, FakeEncoder(sha256="a"), tmp_path)
+    (old,) = tmp_path.iterdir()
+    (tmp_path / f".{old.name}.1.draft").write_bytes(b"of a process that was killed")
+    (tmp_path / "images.bin").write_bytes(b"not of notes")
+    grow_old(tmp_path, days=5)
+    NoteStates.cached(TOKENS, FakeEncoder(sha256="b"), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4  # runs may take turns
+    grow_old(tmp_path, days=5)
+    NoteStates.cached(TOKENS, FakeEncoder(sha256=now_used), tmp_path)
+    left = {path.name for path in tmp_path.iterdir()} - {"images.bin"}
+    assert len(left) == 1
+    assert old.name not in left
+
+
+def test_states_in_use_are_kept_however_old(tmp_path) -> None:
+    for _ in range(3):
+        encoder = FakeEncoder(sha256="a")
+        NoteStates.cached(TOKENS, encoder, tmp_path)
+        grow_old(tmp_path, days=30)
+    assert encoder.seen == []
+
+
+def test_a_file_that_cannot_be_removed_does_no_harm(tmp_path, monkeypatch) -> None:
+    NoteStates.cached(TOKENS, FakeEncoder(sha256="a"), tmp_path)
+    grow_old(tmp_path, days=30)
+
+    def refuse(path, **_):
+        raise PermissionError(13, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        _remove_unused(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    _remove_unused(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -104,7 +104,7 @@ def test_the_pyramid_carries_the_coarsest_level_to_the_finest():
 
 def test_tokens_return_to_their_place_on_the_map():
     to_map = TokensToMap(3, 4, (2, 2))
-    assert not to_map(torch.randn(1, 4, 4), (6, 6)).any()  # silent until trained
+    assert 0 < to_map(torch.randn(1, 4, 4), (6, 6)).abs().max() < 0.3  # all but silent at first
     torch.nn.init.normal_(to_map.project.weight)
     tokens = torch.randn(1, 4, 4)
     before = to_map(tokens, (6, 6))

@@ -1,6 +1,7 @@
 """Encoders that a package brings as files."""
 
 import hashlib
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -76,6 +77,25 @@ def test_files_are_found_without_running_the_package(other_package):
     with pytest.raises(ConfigError, match="expected 'tiny'"):  # there, but no encoder
         load_encoder("other")
     assert "other_encoder" not in sys.modules
+
+
+def test_a_published_file_is_hashed_once_until_it_changes(other_package, monkeypatch):
+    other_package.write_bytes(b"published")
+    hashed, genuine = [], hashlib.file_digest
+
+    def count(file, name):
+        hashed.append(file.name)
+        return genuine(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    for load in (load_encoder, load_tokenizer, load_encoder):
+        with pytest.raises(ConfigError, match="expected 'tiny'"):  # there, but no encoder
+            load("other")
+    assert hashed == [str(other_package)]
+    other_package.write_bytes(b"Published")  # as long as before
+    os.utime(other_package, ns=(1, 1))  # whatever the clock's grain
+    with pytest.raises(ConfigError, match="not the published"):
+        load_tokenizer("other")
 
 
 @needs_minilm

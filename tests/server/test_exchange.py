@@ -57,6 +57,12 @@ def test_a_silent_site_fails_after_the_timeout_only():
     assert "no reply within" in str(replies.failed["site2"])
 
 
+def test_replies_that_are_there_count_even_if_sending_took_all_the_time():
+    replies = ask({1: reply_with({}), 2: None, 3: reply_with({})}, timeout=0.0)
+    assert list(replies.good) == ["site1", "site3"]
+    assert list(replies.failed) == ["site2"]
+
+
 def test_the_quorum_decides_and_tells_the_first_cause():
     replies = ask({1: reply_with({}), 2: error_reply(DataError("row 5"))})
     replies.require(1)

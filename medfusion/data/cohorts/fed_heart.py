@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.data.cohorts.row_patients import row_pseudonyms
+from medfusion.data.cohorts.row_patients import repeated_rows, row_pseudonyms
 from medfusion.data.cohorts.source_table import (
     Cells,
     binary_cells,
@@ -71,7 +71,7 @@ def read(src: Path) -> Cohort:
     """Read the four files in the folder ``src``; the sites are the hospitals.
 
     Each row is a patient with one study, named by a pseudonym that depends on the site and the
-    cells of the row alone.
+    cells of the row alone; a notice counts a site's rows that repeat another one.
 
     Raises
     ------
@@ -95,11 +95,12 @@ def _read_site(src: Path, site: str, notices: list[str]) -> list[Study]:
         notices.append(f"{site}: left out {dropped} of {len(table) + dropped} patients with gaps")
     told: list[str] = []
     columns = {name: _cells(table, name, feature, told) for name, feature in FEATURES.items()}
-    notices += [f"{site}, {notice}" for notice in told]
     ill = _outcome(table)
     columns[LABEL] = ["1" if one else "0" for one in ill]
     columns["split"] = ["test" if one else "train" for one in published_test_part(ill)]
-    rows = zip(*(table.columns[name] for name in _COLUMNS), strict=True)
+    rows = list(zip(*(table.columns[name] for name in _COLUMNS), strict=True))
+    notices += [f"{site}, {notice}" for notice in told]
+    notices += [f"{site}: {notice}" for notice in repeated_rows(rows)]
     keys = row_pseudonyms(NAME, ((site, *row) for row in rows))
     return [
         Study(

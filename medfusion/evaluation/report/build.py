@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from medfusion.evaluation.report import figures, tables
+from medfusion.evaluation.report.initial_weights import initial_weights_in_words
 from medfusion.evaluation.report.run_folder import Run, read_run
 
 
@@ -60,6 +61,7 @@ def _content(run: Run) -> dict[str, Any]:
         "selection_text": tables.selection_in_words(run),
         "privacy": run.privacy,
         "privacy_text": tables.privacy_covers(run),
+        "initial_weights_text": initial_weights_in_words(run.card),
         "plans": tables.privacy_table(run),
         "figures_json": _script_safe([*curves, *quality]),
         "plotly_js": get_plotlyjs(),

@@ -117,6 +117,8 @@ def _privacy_in_words(run: Run) -> list[str]:
     )
     if run.privacy.get("simulated"):
         text += ", simulated: in a deployment each hospital would charge it to its own budget"
+    if run.card.get("initial_weights"):
+        text += ". It does not cover what the initial weights were trained on"
     return [text + "."]
 
 

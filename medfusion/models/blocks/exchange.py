@@ -2,17 +2,20 @@
 
 The coupling follows the idea of Conformer (Peng et al. 2021, arXiv 2105.03889): the map is
 pooled to the token grid, projected and added to the tokens; the tokens are projected,
-upsampled to the map and added to it. That last projection starts at zero (as residual branches
-do in Zhang et al. 2019, arXiv 1901.09321): what untrained tokens say is blocky noise as large as
-the map, which kept the convolutions from learning.
+upsampled to the map and added to it. That last projection starts small: what untrained tokens say
+is blocky noise as large as the map, which kept the convolutions from learning. At zero (as residual
+branches start in Zhang et al. 2019, arXiv 1901.09321) some findings were learned later.
 
 Shapes: B batch, C channels of the map, H height, W width, N tokens (a grid), D token width.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medfusion.models.blocks.precision import at_least_float32
+
+_START = 0.1  # of the usual initial weights
 
 
 class MapToTokens(nn.Module):
@@ -39,8 +42,9 @@ class TokensToMap(nn.Module):
         self._grid = grid
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, channels)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        with torch.no_grad():
+            self.project.weight.mul_(_START)
+            self.project.bias.zero_()
 
     def forward(self, tokens_BND: Tensor, size: tuple[int, int]) -> Tensor:
         """Return [B, C, H, W] of height and width ``size``, to be added to the map."""

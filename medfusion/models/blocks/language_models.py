@@ -1,6 +1,5 @@
 """Pretrained language encoders from files of this machine: nothing is ever fetched by a run."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from medfusion.errors import ConfigError
+from medfusion.file_digests import file_sha256
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,6 @@ def _packaged_files(name: str) -> Path:
 def _sha256(path: Path) -> str:
     """SHA-256 of a file; empty if there is none."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return ""

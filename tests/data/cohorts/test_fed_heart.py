@@ -88,6 +88,17 @@ def test_a_zero_that_means_not_measured_is_missing(tmp_path):
     assert missing == dict.fromkeys(FEATURES, 0) | {"chol": 40}
 
 
+def test_repeated_rows_are_patients_of_their_own_and_counted_by_site(tmp_path):
+    rows = [_row(number) for number in range(40)]
+    src = write_heart(tmp_path / "src", hungarian=[*rows, _row(3), _row(3)], va=[*rows, _row(4)])
+    imported = run(src, tmp_path / "out")
+    assert imported.notices == (
+        "hungarian: 2 rows the same as an earlier one, kept as patients of their own",
+        "va: 1 row the same as an earlier one, kept as patients of their own",
+    )
+    assert [site.patients for site in imported.sites] == [40, 42, 40, 41]
+
+
 def _reference(ill):
     """Test rows as FLamby takes them."""
     counts = np.bincount(ill, minlength=2)

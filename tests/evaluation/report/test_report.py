@@ -176,6 +176,28 @@ def test_privacy_is_told_as_it_was(make_run: MakeRun, edit: Callable[..., None])
     assert "Differential privacy was off" in Page(build_report(make_run(private=False))).text
 
 
+def test_what_the_initial_weights_were_trained_on_is_outside_the_epsilon(
+    make_run: MakeRun, edit: Callable[..., None]
+) -> None:
+    folder = make_run(private=True)
+    card = folder / "model" / "model.json"
+    for nothing in ({}, {"initial_weights": None}):
+        edit(card, **nothing)
+        assert "initial weights" not in Page(build_report(folder)).text
+    first = {"kind": "torchvision", "sha256": "a" * 64, "epsilon": None, "initial_weights": None}
+    second = {"kind": "medfusion", "sha256": "b" * 64, "epsilon": None, "initial_weights": first}
+    edit(card, initial_weights=second)
+    text = Page(build_report(folder)).text
+    assert "It does not cover what the initial weights were trained on." in text
+    assert f"model (SHA-256 {'b' * 64}; it declares no epsilon), which began from a net" in text
+    assert f"torchvision's format (SHA-256 {'a' * 64}). They carry information" in text
+    priced = second | {"epsilon": 3.14159, "delta": 1e-5, "simulated": True}
+    edit(card, initial_weights=priced | {"initial_weights": None})
+    text = Page(build_report(folder)).text
+    assert "its own run declares a simulated epsilon 3.14, delta 1e-5)" in text
+    assert "which began from" not in text
+
+
 def test_undefined_figures_are_dashes(make_run: MakeRun, edit: Callable[..., None]) -> None:
     folder = make_run(private=False)
     summary = json.loads((folder / "summary.json").read_text())

@@ -1,0 +1,21 @@
+"""SHA-256 of files on this machine; a process reads a file once as long as it does not change."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex digest of a file's content; raises `OSError` if it cannot be read.
+
+    A file of the same path, size and time of change is not read again: weights of hundreds of
+    megabytes are asked for by every part that loads something from beside them.
+    """
+    status = path.stat()
+    return _read(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _read(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,48 @@
+"""A fresh Node over a site of a cohort, asked as the coordinator would."""
+
+from functools import cached_property
+
+from client.node.node import Node
+from client.node.state import NodeState
+from medfusion.config import load_config
+from medfusion.data.site_data import load_site_data
+from medfusion.models.contract import trainable_state
+from medfusion.models.registry import build_model
+from medfusion.transport.arrays import to_record
+from medfusion.transport.requests import CONFIG, ROUND_KEY, Request, request_content
+from server.rounds import run_settings
+
+
+class NodeAsker:
+    """Asks for parts of the run that ``overrides`` of the cohort's config make.
+
+    ``usual`` overrides come before those; ``change`` edits the site's data; the Node keeps its
+    state in the folder ``state``.
+    """
+
+    usual = ()
+
+    def __init__(self, cohort, state, *overrides, secret=b"secret", simulated=True, change=None):
+        self.config = load_config(cohort / "config.toml", [*self.usual, *overrides])
+        data = load_site_data(next((cohort / "sites").iterdir()))
+        self.data = change(data) if change else data
+        self.settings = run_settings(self.config, self.data.task)
+        self.state = NodeState(state)
+        self.node = Node(self.data, self.state, secret, simulated=simulated)
+
+    @cached_property
+    def model(self):
+        """The coordinator's model, at its initial weights."""
+        return build_model(self.settings.model, self.data.task, seed=0)
+
+    @cached_property
+    def record(self):
+        """What is sent of it."""
+        return to_record(trainable_state(self.model))
+
+    def ask(self, kind, *, round=1, arrays=True, settings=None, **parts):
+        """Send a request with the initial model, with other ``arrays``, or without (None)."""
+        request = Request(settings=settings or self.settings, **parts)
+        content = request_content(request, self.record if arrays is True else arrays)
+        content[CONFIG][ROUND_KEY] = round
+        return self.node.handle(kind, content)

@@ -1,0 +1,91 @@
+"""Who takes part in a run: the roll call, and the sites that strategies draw from."""
+
+import time
+
+import pytest
+from fake_federation import PATIENTS, Federation
+from fake_sites import FakeSite
+
+from medfusion.errors import ConfigError, DataError, FederationError
+from medfusion.transport.requests import error_reply
+from server.results import model_card
+from server.roster_grid import RosterGrid
+
+
+def test_a_site_that_joins_late_is_never_asked(federation):
+    late = FakeSite("late", federation.task.to_json(), 5, 100.0)
+
+    def join(kind, number):
+        if kind == "train":
+            federation.grid.sites[9] = late
+
+    federation.grid.before = join
+    loop, context = federation.loop()
+    outcome = loop.run()
+    loop.deliver(outcome, model_card(context, outcome))
+    assert 9 in federation.grid.sites
+    assert late.asked == []
+
+
+def test_strategies_count_and_draw_from_one_list(federation):
+    roster = federation.roll()
+    view = RosterGrid(federation.grid, roster, quorum=2, timeout=0.2)
+    assert list(view.get_node_ids()) == [3, 5, 7]
+    federation.grid.sites.pop(5)
+    assert list(view.get_node_ids()) == [3, 5, 7]
+    fresh = RosterGrid(federation.grid, roster, quorum=2, timeout=0.2)
+    assert list(fresh.get_node_ids()) == [3, 7]
+
+
+def test_a_draw_of_sites_does_not_depend_on_the_order_of_connection(tmp_path):
+    drawn = []
+    for turn in range(4):
+        part = Federation(tmp_path / str(turn), "strategy.fraction_train=0.4", "server.min_sites=1")
+        part.run()
+        drawn.append({name: part.trained(name) for name in PATIENTS})
+    assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
+    assert sum(map(len, drawn[0].values())) == 3
+
+
+def test_a_silent_node_is_left_out_with_a_warning(federation):
+    federation.grid.silent.add(5)
+    roster = federation.roll()
+    assert list(roster.sites) == ["east", "west"]
+    assert roster.nodes == [3, 7]
+    assert len(federation.warnings) == 1
+    assert "node 5 is left out" in federation.warnings[0]
+    federation.grid.silent.add(3)
+    with pytest.raises(FederationError, match="expected at least 2"):
+        federation.roll()
+
+
+def test_an_answered_error_ends_the_roll_call_at_once(tmp_path):
+    federation = Federation(tmp_path, "server.round_timeout=120.0")
+    federation.grid.silent.add(3)
+    federation.sites["north"].describe = lambda content, number: error_reply(DataError("row 5"))
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="node 5: row 5"):
+        federation.roll()
+    assert time.monotonic() - begin < 60
+
+
+def test_a_site_with_the_features_in_another_order_is_refused(federation):
+    task = federation.task.to_json()
+    task["features"] = dict(reversed(task["features"].items()))
+    federation.sites["north"].task = task
+    with pytest.raises(
+        FederationError, match=r"site 'north'.*differs from the run's in \[features\] "
+    ):
+        federation.roll()
+
+
+def test_two_sites_of_one_name_are_refused(federation):
+    federation.sites["north"].name = "east"
+    with pytest.raises(FederationError, match="two called 'east'"):
+        federation.roll()
+
+
+def test_more_epsilon_than_a_site_allows_is_refused(tmp_path):
+    federation = Federation(tmp_path, "privacy.enabled=true", "privacy.target_epsilon=9")
+    with pytest.raises(ConfigError, match="allows at most 8"):
+        federation.roll()
