@@ -12,11 +12,12 @@ Shapes: B batch, C channels, H height, W width, N image tokens, K columns, V val
 (3 + L), T text tokens, L labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medfusion.models.blocks.gating import TokenGate
 from medfusion.models.blocks.heads import PooledHead, QueryHead
@@ -88,7 +89,7 @@ class ImageMemory(nn.Module):
         tokens_BND = self.streams(image_BCHW)
         keep_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
         memory: Memory = self.state(tokens_BND, keep_BN, present_B)
-        return memory
+        return replace(memory, share=functional.pad(self.streams.share, (1, 0)))
 
 
 class MedFusionNet(Model):

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medfusion.errors import FederationError
+from medfusion.privacy import layer_gradients as layer_gradients  # registers them
 from medfusion.privacy.plan import DpPlan
 
 # Per-sample gradients add up to the batch's gradient: float32 does so to 1e-5 or better,

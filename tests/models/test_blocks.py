@@ -14,8 +14,12 @@ from medfusion.models.blocks.densenet import (
 )
 from medfusion.models.blocks.exchange import TokensToMap, pool_to
 from medfusion.models.blocks.fpn import FeaturePyramid
+from medfusion.models.blocks.heads import PooledHead
+from medfusion.models.blocks.image_streams import ImageStreams
 from medfusion.models.blocks.learned import LearnedTokens, Places
-from medfusion.models.blocks.tokens import StateToken
+from medfusion.models.blocks.standardized import StandardizedConv2d, standardized
+from medfusion.models.blocks.tokens import Memory, StateToken
+from medfusion.models.medfusion_net import SIZES
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,51 @@ def test_the_pyramid_carries_the_coarsest_level_to_the_finest():
     assert not moved[5:, 5:].any()  # beyond the 3 x 3 smoothing
     maps[0] = maps[0] + 1.0
     assert torch.equal(pyramid(maps)[2], pyramid([torch.zeros_like(maps[0]), *maps[1:]])[2])
+
+
+def test_a_share_is_the_weight_that_a_token_starts_with():
+    torch.manual_seed(0)
+    attention, tokens = Attention(4, 2), torch.randn(3, 5, 4)
+    with torch.no_grad():
+        attention.query.weight.zero_()
+        attention.query.bias.zero_()  # every key scores the same
+    share = torch.tensor([1.0, 0.5, 0.5, 0.25, 0.25])
+    values = attention.key_value(tokens).chunk(2, dim=-1)[1]
+    expected = attention.out((values * share[:, None]).sum(dim=1, keepdim=True) / 2.5)
+    found = attention(torch.randn(3, 1, 4), tokens, None, None, share.log())
+    torch.testing.assert_close(found, expected)
+    head = PooledHead(4, labels=2, memories=1, gated=False)
+    keep = torch.tensor([[True, True, True, False, True]]).expand(3, -1)
+    _, (mean,) = head([Memory(tokens, keep, share=share.log())])
+    kept = tokens * (share * keep)[..., None]
+    torch.testing.assert_close(mean, kept.sum(dim=1) / 2.25)
+
+
+def test_each_level_of_tokens_starts_with_the_same_share():
+    streams = ImageStreams(
+        1, (64, 64), SIZES["tiny"].streams, attention_stream=True, exchange=True, fpn=True
+    )
+    weights = streams.share.exp()
+    assert len(weights) == streams(torch.zeros(1, 1, 64, 64)).shape[1]
+    counts = torch.unique_consecutive(streams.places.ids[0], return_counts=True)[1]
+    for level in weights.split(counts.tolist()):
+        assert level.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_standardized_weights_have_mean_0_and_norm_1_in_each_output_channel():
+    torch.manual_seed(0)
+    layer = StandardizedConv2d(3, 4, 3, bias=False)
+    used = standardized(7.0 + 5.0 * layer.weight)
+    torch.testing.assert_close(used.mean(dim=(1, 2, 3)), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(used.square().sum(dim=(1, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
+    x = torch.randn(2, 3, 8, 8)
+    before = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(5.0).add_(2.0)
+    torch.testing.assert_close(layer(x), before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        standardized(torch.ones(1, 2, 3, 3)), torch.zeros(1, 2, 3, 3)
+    )  # nothing to divide by
 
 
 def test_tokens_return_to_their_place_on_the_map():

@@ -7,6 +7,7 @@ Shapes: B batch, L labels, M tokens of a memory, D width, G gated modalities.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class TokenGate(nn.Module):
 
     def forward(self, memory: Memory) -> Memory:
         """Return the memory with its gates."""
-        return Memory(memory.tokens, memory.keep, self.gate(memory.tokens).sigmoid())
+        return replace(memory, gate=self.gate(memory.tokens).sigmoid())
 
 
 def _nearly_open(width: int, gates: int) -> nn.Linear:

@@ -43,7 +43,7 @@ class LabelLayer(nn.Module):
         """Return the labels [B, L, D], and the evidence [B, L, D] gathered from each modality."""
         query = self.norm(labels_BLD)
         evidence = [
-            attention(query, memory.tokens, memory.keep, memory.gate)
+            attention(query, memory.tokens, memory.keep, memory.gate, memory.share)
             for attention, memory in zip(self.gather.values(), memories, strict=True)
         ]
         for each in gate(evidence, query) if gate else evidence:
@@ -141,7 +141,10 @@ class QueryHead(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """The mean of each modality's visible tokens, concatenated, through a two-layer perceptron."""
+    """The mean of each modality's visible tokens, concatenated, through a two-layer perceptron.
+
+    A token counts in the mean as its ``share`` says.
+    """
 
     def __init__(self, width: int, *, labels: int, memories: int, gated: bool) -> None:
         super().__init__()
@@ -163,7 +166,9 @@ class PooledHead(nn.Module):
 
 
 def _mean(memory: Memory) -> Tensor:
-    """Mean [B, D] over the visible tokens, of which the state token is one."""
-    keep_BM1 = memory.keep.unsqueeze(-1).to(memory.tokens.dtype)
+    """Weighted mean [B, D] over the visible tokens, of which the state token is one."""
+    weight_BM1 = memory.keep.unsqueeze(-1).to(memory.tokens.dtype)
+    if memory.share is not None:
+        weight_BM1 = weight_BM1 * memory.share.exp().unsqueeze(-1)
     tokens_BMD = memory.tokens if memory.gate is None else memory.tokens * memory.gate
-    return (tokens_BMD * keep_BM1).sum(dim=1) / keep_BM1.sum(dim=1)
+    return (tokens_BMD * weight_BM1).sum(dim=1) / weight_BM1.sum(dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medfusion.models.blocks.attention import SelfAttentionBlock
 from medfusion.models.blocks.densenet import (
+    Convolution,
     DenseStage,
     Norm,
     Stem,
@@ -22,6 +23,7 @@ from medfusion.models.blocks.densenet121 import FixedNorm, NormReLU, WideStem
 from medfusion.models.blocks.exchange import MapToTokens, TokensToMap, pool_to
 from medfusion.models.blocks.fpn import FeaturePyramid
 from medfusion.models.blocks.learned import Places
+from medfusion.models.blocks.standardized import StandardizedConv2d
 
 _PATCH = 4  # pixels of the stem's map per side of a patch
 _LARGEST_GRID = 8
@@ -32,7 +34,8 @@ class StreamSizes:
     """Widths and depths of the image streams.
 
     With ``as_torchvision``, stem and norms stand where torchvision's DenseNet has them: the stem
-    divides the resolution by four, and the pyramid reads normed and rectified maps.
+    divides the resolution by four, and the pyramid reads normed and rectified maps. The weights
+    are then used as they are.
     """
 
     stem: int
@@ -134,7 +137,8 @@ class ImageStreams(nn.Module):
         else:
             stride = stem_stride(image_size)
             self.stem = Stem(image_channels, sizes.stem, stride)
-        channels = self._add_stages(sizes, make_norm)
+        convolution = nn.Conv2d if sizes.as_torchvision else StandardizedConv2d
+        channels = self._add_stages(sizes, make_norm, convolution)
         self.final = NormReLU(channels[-1], make_norm) if sizes.as_torchvision else None
         maps = _map_sizes(image_size, stride)
         grid = _patch_grid(maps[0])
@@ -146,21 +150,31 @@ class ImageStreams(nn.Module):
         self._taps = (1, 2, 3) if fpn else (3,)
         self.pyramid = FeaturePyramid([channels[tap + 1] for tap in self._taps], sizes.width)
         self._grids = [_capped(maps[tap]) for tap in self._taps]
-        self.places = Places(self._grids + ([grid] if attention_stream else []), sizes.width)
+        grids = self._grids + ([grid] if attention_stream else [])
+        self.places = Places(grids, sizes.width)
+        # The fine level's many tokens would leave the others' few next to nothing to say at first.
+        counts = torch.tensor([height * breadth for height, breadth in grids])
+        self.share: Tensor
+        self.register_buffer("share", -counts.repeat_interleave(counts).log(), persistent=False)
         self.norm = nn.LayerNorm(sizes.width)
         self._freeze(frozen_stages)
 
-    def _add_stages(self, sizes: StreamSizes, norm: Norm) -> list[int]:
+    def _add_stages(self, sizes: StreamSizes, norm: Norm, convolution: Convolution) -> list[int]:
         """Make the convolutional stages; return the width of the stem, then of each stage."""
         self.stages, self.transitions = nn.ModuleList(), nn.ModuleList()
         entering, channels = sizes.stem, [sizes.stem]
         for layers in sizes.layers:
             if len(channels) > 1:
-                transition = Transition(channels[-1], norm)
+                transition = Transition(channels[-1], norm, convolution)
                 self.transitions.append(transition)
                 entering = transition.channels
             stage = DenseStage(
-                entering, layers=layers, growth=sizes.growth, bottleneck=sizes.bottleneck, norm=norm
+                entering,
+                layers=layers,
+                growth=sizes.growth,
+                bottleneck=sizes.bottleneck,
+                norm=norm,
+                convolution=convolution,
             )
             self.stages.append(stage)
             channels.append(stage.channels)

@@ -1,0 +1,46 @@
+"""Per-sample gradients of layers that Opacus does not know.
+
+Importing the module registers them; without, Opacus would run such a layer once more under vmap.
+"""
+
+from typing import cast
+
+import torch
+from opacus.grad_sample.utils import register_grad_sampler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medfusion.models.blocks.standardized import StandardizedConv2d, standardized
+
+
+# the decorator has no types
+@register_grad_sampler(StandardizedConv2d)  # type: ignore[untyped-decorator]
+def standardized_conv2d_gradients(
+    layer: StandardizedConv2d, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Return each sample's gradient of the weights, [B, C', C, h, w], for one group of channels.
+
+    Parameters
+    ----------
+    layer
+        Has no bias.
+    activations
+        The layer's input [B, C, H, W].
+    backprops
+        Gradient [B, C', H', W'] of the loss by the layer's output.
+    """
+    if layer.groups != 1 or layer.bias is not None or isinstance(layer.padding, str):
+        raise ValueError("Expected one group, no bias and padding in pixels.")
+    patches = functional.unfold(
+        activations[0].to(backprops.dtype),
+        layer.kernel_size,
+        dilation=layer.dilation,
+        padding=layer.padding,
+        stride=layer.stride,
+    )
+    weight = cast(nn.Parameter, layer.weight)
+    by_standardized = torch.einsum("boq,bpq->bop", backprops.flatten(2), patches)
+    by_standardized = by_standardized.to(weight.dtype).reshape(-1, *weight.shape)
+    pull_back = torch.func.vjp(standardized, weight.detach())[1]
+    (gradients,) = torch.vmap(pull_back)(by_standardized)
+    return {weight: gradients}
