@@ -57,6 +57,22 @@ def changed(model: Model, part: str) -> float:
     return float((model(inputs).detach() - before).abs().max())
 
 
+def test_no_modality_has_a_say_before_training():
+    task = make_task()
+    model = build_model(MedFusionNetOptions(), task, seed=1).eval()
+    logits = model(make_inputs(task))
+    assert torch.equal(logits, logits[:1].expand_as(logits))
+    assert logits.abs().max() > 0
+
+
+@pytest.mark.parametrize("head", ["queries", "pooled"])
+def test_the_shares_of_image_tokens_reach_the_head(head):
+    model, inputs = build(head=head).eval(), make_inputs(make_task())
+    before = model(inputs)
+    model.image.streams.share[:64] += 3.0  # of the finest level
+    assert (model(inputs) - before).abs().max() > 1e-4
+
+
 SWITCHES = {
     "attention_stream": ({"attention_stream": False}, ".tokens."),
     "exchange": ({"exchange": False}, ".to_"),

@@ -104,4 +104,11 @@ def read(src: Path) -> Cohort:
         for i, key in enumerate(row_pseudonyms(NAME, rows))
     ]
     task = task_sections(NAME, features=FEATURES, labels=LABELS)
-    return Cohort(task=task, studies=studies, notices=(*notices, *repeated_rows(rows)))
+    return Cohort(
+        task=task,
+        studies=studies,
+        notices=(*notices, *repeated_rows(rows)),
+        rounds=40,
+        # The labels are rare, at some sites very: plain cross-entropy learned less.
+        training={"schedule": "cosine", "loss": {"name": "focal"}},
+    )
