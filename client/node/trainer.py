@@ -122,7 +122,7 @@ class Trainer:
             physical_batch=compute.physical_batch,
             precision=compute.precision,
             proximal_mu=request.proximal_mu,
-            modality_dropout=settings.model.modality_dropout_at(progress),
+            modality_dropout=settings.model.modality_dropout,
             auxiliary_weights=settings.model.auxiliary_weights,
             masked_labels=settings.model.masked_labels,
             progress=progress,

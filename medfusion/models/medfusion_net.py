@@ -23,9 +23,8 @@ from medfusion.models.blocks.gating import TokenGate
 from medfusion.models.blocks.heads import PooledHead, QueryHead
 from medfusion.models.blocks.image_streams import ImageStreams, StreamSizes
 from medfusion.models.blocks.tokens import Memory, StateToken, TabularTokens, TextTokens
-from medfusion.models.blocks.unimodal import UnimodalLabels, UnimodalPooled, mean_with_fused
+from medfusion.models.blocks.unimodal import UnimodalLabels, UnimodalPooled
 from medfusion.models.contract import FUSED, LABEL_STATES, Model
-from medfusion.models.fusion import presence
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.spec import FeatureAxis, InputSpec
 
@@ -127,12 +126,11 @@ class MedFusionNet(Model):
     def _build_fusion(self, options: MedFusionNetOptions, spec: InputSpec, width: int) -> None:
         """Add what is optional in fusion: last, so that other initial values stay."""
         self._label_states = options.masked_labels > 0
-        self._late_fusion = options.late_fusion
         gated = self.modalities if options.gating == "token" else ()
         self.token_gates = nn.ModuleDict({name: TokenGate(width) for name in gated})
-        apart = options.auxiliary_heads > 0 or options.late_fusion
         # One modality's own head would be a second head of the whole.
-        alone = self.modalities if apart and len(self.modalities) > 1 else ()
+        apart = options.auxiliary_heads > 0 and len(self.modalities) > 1
+        alone = self.modalities if apart else ()
         kind = UnimodalLabels if options.head == "queries" else UnimodalPooled
         self.unimodal = nn.ModuleDict({name: kind(width, spec.labels) for name in alone})
 
@@ -153,8 +151,6 @@ class MedFusionNet(Model):
             name: head(alone)
             for (name, head), alone in zip(self.unimodal.items(), evidence, strict=True)
         }
-        if self._late_fusion:
-            fused_BL = mean_with_fused(fused_BL, apart, presence(inputs))
         return {FUSED: fused_BL, **apart}
 
     def _memories(self, inputs: dict[str, Tensor]) -> list[Memory]:
@@ -187,9 +183,9 @@ class MedFusionNet(Model):
 def _make_head(
     options: MedFusionNetOptions, sizes: Sizes, labels: int, modalities: tuple[str, ...]
 ) -> QueryHead | PooledHead:
-    width, gated = sizes.streams.width, options.gating == "modality"
+    width = sizes.streams.width
     if options.head == "pooled":
-        return PooledHead(width, labels=labels, memories=len(modalities), gated=gated)
+        return PooledHead(width, labels=labels, memories=len(modalities))
     return QueryHead(
         width,
         sizes.streams.heads,
@@ -198,5 +194,4 @@ def _make_head(
         modalities=modalities,
         label_attention=options.label_attention,
         label_states=options.masked_labels > 0,
-        gated=gated,
     )

@@ -31,18 +31,6 @@ class TextOptions(Options):
     pooling: Literal["tokens", "mean"] = "tokens"
 
 
-class BlendOptions(Options):
-    """Section ``[model.blend]``: what the loss of each modality's own head counts.
-
-    Public constants; multiplied by ``auxiliary_heads`` (gradient blending, Wang et al. 2020,
-    arXiv 1905.12681).
-    """
-
-    image: float = Field(default=1.0, gt=0)
-    tabular: float = Field(default=1.0, gt=0)
-    text: float = Field(default=1.0, gt=0)
-
-
 class MedFusionNetOptions(Options):
     """Every part of MedFusionNet that a run may choose; each switch serves an ablation.
 
@@ -78,19 +66,11 @@ class MedFusionNetOptions(Options):
         Self-attention among the label queries (idle with the pooled head).
     modality_dropout
         Probability that training hides a modality of a study, independently of the others.
-    modality_dropout_schedule
-        ``constant``, or ``decreasing``: by equal steps from round to round, towards 0 after the
-        last one.
     gating
-        ``modality`` (a gate on what each label gathered from each modality), ``token`` (a gate
-        on each token of a modality) or ``none``.
+        ``token`` (a gate on each token of a modality) or ``none``.
     auxiliary_heads
         Weight of the losses of a head for each modality, which sees that modality alone; 0:
         no such losses (idle with one modality).
-    blend
-        Relative weights of those losses.
-    late_fusion
-        The logits are the mean of the fused ones and those of the modalities' own heads.
     masked_labels
         Probability that training tells a study some of its labels (label-mask training).
     """
@@ -107,11 +87,8 @@ class MedFusionNetOptions(Options):
     head: Literal["queries", "pooled"] = "queries"
     label_attention: bool = True
     modality_dropout: float = Field(default=0.1, ge=0, lt=1)
-    modality_dropout_schedule: Literal["constant", "decreasing"] = "constant"
-    gating: Literal["none", "modality", "token"] = "none"
+    gating: Literal["none", "token"] = "none"
     auxiliary_heads: float = Field(default=0.0, ge=0)
-    blend: BlendOptions = BlendOptions()
-    late_fusion: bool = False
     masked_labels: float = Field(default=0.0, ge=0, lt=1)
     text: TextOptions = TextOptions()
 
@@ -164,22 +141,14 @@ class MedFusionNetOptions(Options):
                 f"masked_labels = {self.masked_labels} needs head = 'queries' and "
                 "label_attention = true: only there does a label tell of another"
             )
-        if self.blend != BlendOptions() and not self.auxiliary_heads:
-            raise ValueError("blend weighs the losses of auxiliary heads: set auxiliary_heads > 0")
         return self
-
-    def modality_dropout_at(self, progress: float) -> float:
-        """Return the rate of a round; ``progress`` is the share of the rounds before it."""
-        if self.modality_dropout_schedule == "constant":
-            return self.modality_dropout
-        return self.modality_dropout * (1.0 - progress)
 
     @property
     def auxiliary_weights(self) -> dict[str, float]:
         """Weight of the loss of each modality's own head; empty: none has one."""
         if not self.auxiliary_heads:
             return {}
-        return {name: self.auxiliary_heads * getattr(self.blend, name) for name in MODALITIES}
+        return dict.fromkeys(MODALITIES, self.auxiliary_heads)
 
 
 class LogisticOptions(Options):
@@ -202,8 +171,9 @@ class LogisticOptions(Options):
         """Zero: its labels do not tell of one another."""
         return 0.0
 
-    def modality_dropout_at(self, progress: float) -> float:
-        """Zero in every round: a model of one modality has none to hide."""
+    @property
+    def modality_dropout(self) -> float:
+        """Zero: a model of one modality has none to hide."""
         return 0.0
 
 

@@ -58,9 +58,8 @@ CASES = {
     "trained_mean_text": MedFusionNetOptions(
         modalities=("tabular", "text"), text=TextOptions(freeze=False, pooling="mean")
     ),
-    "own_heads": MedFusionNetOptions(gating="modality", auxiliary_heads=0.5),
-    "late_fusion": MedFusionNetOptions(gating="token", late_fusion=True),
-    "pooled_late_fusion": MedFusionNetOptions(head="pooled", gating="modality", late_fusion=True),
+    "own_heads": MedFusionNetOptions(gating="token", auxiliary_heads=0.5),
+    "pooled_own_heads": MedFusionNetOptions(head="pooled", gating="token", auxiliary_heads=0.5),
     "told_labels": MedFusionNetOptions(modalities=("tabular", "text"), masked_labels=0.5),
 }
 every_model = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())

@@ -80,8 +80,7 @@ def test_what_is_no_prevalence_is_refused(prevalence, message):
         MedFusionNetOptions(),
         MedFusionNetOptions(head="pooled"),
         MedFusionNetOptions(auxiliary_heads=0.5),
-        MedFusionNetOptions(auxiliary_heads=0.5, late_fusion=True),
-        MedFusionNetOptions(auxiliary_heads=0.5, late_fusion=True, head="pooled"),
+        MedFusionNetOptions(auxiliary_heads=0.5, head="pooled"),
     ],
     ids=repr,
 )

@@ -117,7 +117,7 @@ def test_a_share_is_the_weight_that_a_token_starts_with():
     expected = attention.out((values * share[:, None]).sum(dim=1, keepdim=True) / 2.5)
     found = attention(torch.randn(3, 1, 4), tokens, None, None, share.log())
     torch.testing.assert_close(found, expected)
-    head = PooledHead(4, labels=2, memories=1, gated=False)
+    head = PooledHead(4, labels=2, memories=1)
     keep = torch.tensor([[True, True, True, False, True]]).expand(3, -1)
     _, (mean,) = head([Memory(tokens, keep, share=share.log())])
     kept = tokens * (share * keep)[..., None]

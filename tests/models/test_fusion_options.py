@@ -9,7 +9,6 @@ from waking import woken
 
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError
-from medfusion.models.blocks.gating import ModalityGate
 from medfusion.models.contract import Model, trainable_state
 from medfusion.models.options import LogisticOptions, MedFusionNetOptions
 from medfusion.models.registry import build_model
@@ -68,13 +67,10 @@ def lacking(inputs: dict[str, Tensor], modality: str, study: int) -> dict[str, T
 @pytest.mark.parametrize(
     "option",
     [
-        {"gating": "modality"},
         {"gating": "token"},
         {"auxiliary_heads": 0.3},
-        {"late_fusion": True},
         {"masked_labels": 0.5},
-        {"head": "pooled", "gating": "modality"},
-        {"head": "pooled", "late_fusion": True},
+        {"head": "pooled", "gating": "token"},
     ],
     ids=str,
 )
@@ -100,10 +96,9 @@ def test_own_heads_and_label_states_leave_the_initial_logits_as_they_are(label_s
 
 
 @HEADS
-@pytest.mark.parametrize("gating", ["modality", "token"])
-def test_closed_gates_silence_a_modality_and_open_ones_change_nothing(head, gating):
+def test_closed_gates_silence_a_modality_and_open_ones_change_nothing(head):
     plain = woken(build_model(MedFusionNetOptions(head=head), TASK, seed=3))
-    gated = woken(build_model(MedFusionNetOptions(head=head, gating=gating), TASK, seed=3))
+    gated = woken(build_model(MedFusionNetOptions(head=head, gating="token"), TASK, seed=3))
     inputs, other = make_inputs(), make_inputs(9)
     assert not torch.allclose(gated(inputs), plain(inputs), atol=1e-4)  # nearly open is not open
     biases = [v for n, v in trainable_state(gated).items() if "gate" in n and n.endswith("bias")]
@@ -116,28 +111,6 @@ def test_closed_gates_silence_a_modality_and_open_ones_change_nothing(head, gati
             bias.fill_(-100.0)
     torch.testing.assert_close(gated(inputs), gated(other), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(plain(inputs), plain(other), atol=1e-3)
-
-
-def test_modality_gates_are_sigmoids_of_query_and_all_evidence():
-    """Against a loop over studies, labels and modalities."""
-    draw = torch.Generator().manual_seed(0)
-    gate = ModalityGate(4, queries=1, modalities=2)
-    with torch.no_grad():
-        gate.gate.weight.normal_(generator=draw)
-    query, *evidence = torch.randn(3, B, L, 4, generator=draw)
-    found = gate(evidence, query)
-    for study, label, m in itertools.product(range(B), range(L), range(2)):
-        seen = torch.cat([x[study, label] for x in (query, *evidence)])
-        opened = torch.sigmoid(gate.gate.weight[m] @ seen + gate.gate.bias[m])
-        torch.testing.assert_close(found[m][study, label], opened * evidence[m][study, label])
-
-
-def test_gates_start_nearly_open_whatever_the_inputs():
-    evidence = list(torch.randn(2, B, L, 4))
-    for gated, each in zip(
-        ModalityGate(4, queries=0, modalities=2)(evidence), evidence, strict=True
-    ):
-        torch.testing.assert_close(gated, 0.8808 * each, rtol=1e-4, atol=1e-6)
 
 
 def test_a_token_gate_closes_on_one_token_alone():
@@ -156,10 +129,9 @@ def test_a_token_gate_closes_on_one_token_alone():
 
 
 @HEADS
-@pytest.mark.parametrize("gating", ["modality", "token"])
 @pytest.mark.parametrize("own", MODALITIES)
-def test_an_own_head_sees_its_modality_alone(head, gating, own):
-    model = build(head=head, gating=gating, auxiliary_heads=0.5)
+def test_an_own_head_sees_its_modality_alone(head, own):
+    model = build(head=head, gating="token", auxiliary_heads=0.5)
     before = model.outputs(make_inputs())
     for other in MODALITIES:
         key = KEYS[other]
@@ -173,7 +145,7 @@ def test_an_own_head_sees_its_modality_alone(head, gating, own):
 
 @HEADS
 def test_an_own_loss_trains_no_part_of_another_modality(head):
-    model = build(head=head, gating="modality", auxiliary_heads=0.5, late_fusion=True)
+    model = build(head=head, auxiliary_heads=0.5)
     model.outputs(make_inputs())["text"].square().sum().backward()
     felt = {
         name
@@ -186,28 +158,8 @@ def test_an_own_loss_trains_no_part_of_another_modality(head):
     assert all("gather.text." in name or "unimodal.text." in name for name in gathers)
 
 
-@HEADS
-def test_late_fusion_is_the_mean_over_what_a_study_has(head):
-    apart, late = (
-        build_model(
-            MedFusionNetOptions(head=head, auxiliary_heads=0.5, late_fusion=on), TASK, seed=3
-        )
-        for on in (False, True)
-    )
-    inputs = lacking(lacking(make_inputs(), "image", 1), "text", 1)
-    inputs = lacking(lacking(inputs, "tabular", 2), "tabular", 1)
-    parts = apart.outputs(inputs)
-    found = late.outputs(inputs)
-    assert torch.equal(found["fused"], late(inputs))
-    has = dict.fromkeys(range(B), ("fused", *MODALITIES))
-    has |= {1: ("fused",), 2: ("fused", "image", "text")}
-    for study, names in has.items():
-        expected = sum(parts[name][study] for name in names) / len(names)
-        torch.testing.assert_close(found["fused"][study], expected)
-
-
 def test_one_modality_has_no_head_beside_the_fused_one():
-    model = build(modalities=("tabular",), auxiliary_heads=0.5, late_fusion=True)
+    model = build(modalities=("tabular",), auxiliary_heads=0.5)
     assert list(model.outputs(make_inputs())) == ["fused"]
     assert not [name for name in trainable_state(model) if "unimodal" in name]
 
@@ -241,26 +193,8 @@ def test_labels_are_told_only_where_labels_attend_to_one_another(option):
         MedFusionNetOptions.parse({"masked_labels": 0.2, **option}, where="test")
 
 
-def test_blending_needs_heads_to_blend():
-    with pytest.raises(ConfigError, match="set auxiliary_heads > 0"):
-        MedFusionNetOptions.parse({"blend": {"text": 2.0}}, where="test")
-    with pytest.raises(ConfigError, match=r"blend.text.*greater than 0"):
-        MedFusionNetOptions.parse({"auxiliary_heads": 1, "blend": {"text": 0}}, where="test")
-
-
 def test_the_weights_of_the_own_heads():
-    options = MedFusionNetOptions(auxiliary_heads=0.5, blend={"text": 3.0, "tabular": 0.2})
-    assert options.auxiliary_weights == {"image": 0.5, "tabular": 0.1, "text": 1.5}
+    options = MedFusionNetOptions(auxiliary_heads=0.5)
+    assert options.auxiliary_weights == dict.fromkeys(MODALITIES, 0.5)
     assert MedFusionNetOptions().auxiliary_weights == {}
     assert LogisticOptions().auxiliary_weights == {}
-
-
-def test_modality_dropout_may_fall_from_round_to_round():
-    constant = MedFusionNetOptions(modality_dropout=0.4)
-    falling = MedFusionNetOptions(modality_dropout=0.4, modality_dropout_schedule="decreasing")
-    rounds = [number / 4 for number in range(4)]
-    assert [constant.modality_dropout_at(progress) for progress in rounds] == [0.4] * 4
-    assert [falling.modality_dropout_at(progress) for progress in rounds] == pytest.approx(
-        [0.4, 0.3, 0.2, 0.1]
-    )
-    assert LogisticOptions().modality_dropout_at(0.5) == 0.0

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from medfusion.models.blocks.attention import Attention, FeedForward
-from medfusion.models.blocks.gating import ModalityGate
 from medfusion.models.blocks.learned import LearnedTokens, label_logits, scaled_embedding
 from medfusion.models.blocks.tokens import Memory
 from medfusion.models.contract import PRESENT, UNKNOWN
@@ -38,7 +37,7 @@ class LabelLayer(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(
-        self, labels_BLD: Tensor, memories: Sequence[Memory], gate: ModalityGate | None
+        self, labels_BLD: Tensor, memories: Sequence[Memory]
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the labels [B, L, D], and the evidence [B, L, D] gathered from each modality."""
         query = self.norm(labels_BLD)
@@ -46,7 +45,7 @@ class LabelLayer(nn.Module):
             attention(query, memory.tokens, memory.keep, memory.gate, memory.share)
             for attention, memory in zip(self.gather.values(), memories, strict=True)
         ]
-        for each in gate(evidence, query) if gate else evidence:
+        for each in evidence:
             labels_BLD = labels_BLD + each
         if self.among_labels is not None and self.label_norm is not None:
             normed = self.label_norm(labels_BLD)
@@ -100,7 +99,6 @@ class QueryHead(nn.Module):
         modalities: Sequence[str],
         label_attention: bool,
         label_states: bool,
-        gated: bool,
     ) -> None:
         super().__init__()
         self.queries = LearnedTokens(labels, width, scale=1.0)
@@ -113,8 +111,6 @@ class QueryHead(nn.Module):
         self.bias = scaled_embedding(labels, 1, 0.0)
         # What is optional comes last, so that it leaves the initial values above as they are.
         self.states = LabelStates(width) if label_states else None
-        gates = (ModalityGate(width, queries=1, modalities=len(modalities)) for _ in range(layers))
-        self.gates = nn.ModuleList(gates) if gated else [None] * layers
 
     @property
     def label_bias(self) -> nn.Parameter:
@@ -134,8 +130,8 @@ class QueryHead(nn.Module):
             labels_BLD = self.states(labels_BLD, states_BL)
         first_BLD = labels_BLD
         alone: list[Tensor] = []
-        for layer, gate in zip(self.layers, self.gates, strict=True):
-            labels_BLD, evidence = layer(labels_BLD, memories, gate)
+        for layer in self.layers:
+            labels_BLD, evidence = layer(labels_BLD, memories)
             alone = alone or [first_BLD + evidence_BLD for evidence_BLD in evidence]
         return label_logits(self.norm(labels_BLD), self.readout, self.bias), alone
 
@@ -146,11 +142,10 @@ class PooledHead(nn.Module):
     A token counts in the mean as its ``share`` says.
     """
 
-    def __init__(self, width: int, *, labels: int, memories: int, gated: bool) -> None:
+    def __init__(self, width: int, *, labels: int, memories: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(memories * width, 2 * width)
         self.out = nn.Linear(2 * width, labels)
-        self.gate = ModalityGate(width, queries=0, modalities=memories) if gated else None
 
     @property
     def label_bias(self) -> nn.Parameter:
@@ -160,7 +155,7 @@ class PooledHead(nn.Module):
     def forward(self, memories: Sequence[Memory]) -> tuple[Tensor, list[Tensor]]:
         """Return the logits [B, L], and the mean [B, D] of each modality."""
         means = [_mean(memory) for memory in memories]
-        pooled = torch.cat(self.gate(means) if self.gate else means, dim=-1)
+        pooled = torch.cat(means, dim=-1)
         logits_BL: Tensor = self.out(torch.relu(self.hidden(pooled)))
         return logits_BL, means
 

@@ -1,4 +1,4 @@
-"""A head for each modality, which sees that modality alone; and their mean with the fused logits.
+"""A head for each modality, which sees that modality alone.
 
 Trained beside the fused logits, they keep a modality from being neglected because another is
 faster to learn from (Wang et al. 2020, arXiv 1905.12681).
@@ -6,10 +6,8 @@ faster to learn from (Wang et al. 2020, arXiv 1905.12681).
 Shapes: B batch, L labels, D width.
 """
 
-from collections.abc import Mapping
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from medfusion.models.blocks.attention import FeedForward
@@ -47,24 +45,3 @@ class UnimodalPooled(nn.Sequential):
     def label_bias(self) -> nn.Parameter:
         """The constants added to the logits, [L]."""
         return cast(nn.Linear, self[-1]).bias
-
-
-def mean_with_fused(
-    fused_BL: Tensor, unimodal: Mapping[str, Tensor], present: Mapping[str, Tensor]
-) -> Tensor:
-    """Return the mean of the fused logits and those of the modalities that a study has.
-
-    Parameters
-    ----------
-    fused_BL
-        Logits [B, L].
-    unimodal
-        Logits [B, L] by modality.
-    present
-        Bool [B] by modality.
-    """
-    weights = {name: present[name].to(fused_BL.dtype).unsqueeze(1) for name in unimodal}
-    total_BL = fused_BL + sum(weights[name] * logits for name, logits in unimodal.items())
-    count_B1 = 1.0 + torch.stack(list(weights.values())).sum(dim=0)
-    mean_BL: Tensor = total_BL / count_B1
-    return mean_BL
