@@ -80,8 +80,7 @@ class Ledger:
         self.book = Book()
         with _naming(self._path):
             if not self._path.exists():
-                if folder.exists():
-                    refuse_if_witnessed(witnesses, folder, site=site)
+                refuse_if_witnessed(witnesses, folder, site=site)
                 raise LedgerError("there is no ledger")
             self._connection = _connect(self._path)
             self._inode = self._path.stat().st_ino
@@ -263,9 +262,9 @@ class Ledger:
             (max(count, 1),),
         ).fetchall()
         entries = [Entry(*row) for row in rows]
-        if count:  # the last one that is known must still be there
-            if not entries or entries.pop(0).hash != self.book.head.hash:
-                raise LedgerError(f"row {count} was changed while in use; stop this process")
+        # The last one that is known must still be there.
+        if count and (not entries or entries.pop(0).hash != self.book.head.hash):
+            raise LedgerError(f"row {count} was changed while in use; stop this process")
         check_chain(self.book.head, entries)
         for entry in entries:
             self.book.add(entry)

@@ -72,7 +72,7 @@ class Book:
         return head.count < len(self.hashes) and self.hashes[head.count] == head.hash
 
     def plans(self) -> list[Events]:
-        """What each reserved plan pays for, in the order of the reservations."""
+        """Return what each reserved plan pays for, in the order of the reservations."""
         return [reservation.costs.events() for reservation in self.reservations.values()]
 
     def reservation_of(self, settings_sha256: str) -> Reservation | None:

@@ -4,14 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from medfusion.errors import LedgerError
 
 EntryKind = Literal["create", "reserve", "charge", "store"]
 
 
-class Head(NamedTuple):
+@dataclass(frozen=True)
+class Head:
     """The end of a chain: how many entries it has, and the hash of the last one."""
 
     count: int

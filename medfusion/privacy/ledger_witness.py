@@ -59,6 +59,8 @@ class Witness:
         """Whether ``folder`` is the witnessed one: at its place, or itself moved elsewhere."""
         if self.folder == str(folder.resolve()):
             return True
+        if not folder.exists():
+            return False
         stat = folder.stat()
         return (self.device, self.inode) == (stat.st_dev, stat.st_ino)
 

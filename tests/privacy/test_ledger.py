@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import ledgers
@@ -109,11 +110,10 @@ def test_a_plan_is_reserved_once_and_whole(ledger: Ledger, tmp_path: Path) -> No
 
 
 def test_plans_of_several_runs_add_up_until_one_is_refused(ledger: Ledger) -> None:
-    admitted = 0
-    with pytest.raises(FederationError, match="does not fit"):
-        for admitted in range(100):
-            reserve(ledger, f"run {admitted}", noise=4.0, rounds=1)
-    assert 1 < admitted < 30
+    with suppress(FederationError):
+        for number in range(30):
+            reserve(ledger, f"run {number}", noise=4.0, rounds=1)
+    assert 1 < len(ledger.book.reservations) < 30
     assert GATE.epsilon(ledger.book.plans()) <= GATE.max_epsilon
 
 
