@@ -10,7 +10,7 @@ from client.app import relay_app
 from client.node.node import Node
 from client.node.state import NodeState
 from medfusion.data.site_data import SiteData
-from medfusion.privacy.ledger import LEDGER
+from medfusion.privacy.ledger_file import LEDGER
 from medfusion.privacy.ledger_witness import default_witnesses
 
 _WITNESSES = "witnesses"

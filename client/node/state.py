@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from medfusion.errors import FederationError
-from medfusion.privacy.ledger import LEDGER, Ledger
+from medfusion.privacy.ledger import Ledger
+from medfusion.privacy.ledger_file import LEDGER
 
 _SECRET = "secret"  # noqa: S105 -- a file name
 _SECRET_BYTES = 32

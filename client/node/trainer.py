@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
+from client.node.data_digest import data_sha256
 from client.node.releases import PaidReleases
 from medfusion.data.images import ImageCache
 from medfusion.data.site_data import SiteData
@@ -89,7 +90,7 @@ class Trainer:
         self._train_studies = data.part(TRAIN)
         self._test_studies = _one_per_patient(data.part(TEST))
         images = self._cache.digests(data.studies.images) if self._cache else []
-        self._data_sha256 = _data_sha256(data, images)
+        self._data_sha256 = data_sha256(data, images)
         self._own_selection: Selection | None = None
         self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
         if not len(self._train_studies):
@@ -312,18 +313,3 @@ class Trainer:
 
 def _one_per_patient(studies: Studies) -> Studies:
     return studies.take(first_study_per_patient(studies.patient_ids))
-
-
-def _data_sha256(data: SiteData, images: list[str]) -> str:
-    """Hash a site's studies, their split and their images' content."""
-    studies = data.studies
-    arrays = (studies.study_ids, studies.patient_ids, studies.features, studies.labels, data.split)
-    parts = [
-        *(np.ascontiguousarray(array).tobytes() for array in arrays),
-        *((note or "").encode() for note in studies.notes),
-        *(image.encode() for image in images),
-    ]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()

@@ -53,8 +53,9 @@ def _book(site: "Site") -> "Book":
     """
     from contextlib import closing
 
-    from medfusion.privacy.ledger import LEDGER, Ledger
+    from medfusion.privacy.ledger import Ledger
     from medfusion.privacy.ledger_book import Book
+    from medfusion.privacy.ledger_file import LEDGER
     from medfusion.privacy.ledger_witness import default_witnesses, refuse_if_witnessed
 
     witnesses = default_witnesses()

@@ -18,11 +18,8 @@ under a lock that the operating system lets go of if the process dies; entries f
 hashes whose head is witnessed in another folder (`medfusion.privacy.ledger_witness`).
 """
 
-import fcntl
 import hashlib
-import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -33,6 +30,7 @@ from uuid import uuid4
 from medfusion.errors import FederationError, LedgerError
 from medfusion.privacy.ledger_book import Book, Charge, Reservation, Slot
 from medfusion.privacy.ledger_chain import EMPTY, Entry, EntryKind, check_chain
+from medfusion.privacy.ledger_file import LEDGER, SCHEMA, TABLES, connect, insert, locked, naming
 from medfusion.privacy.ledger_witness import (
     Witness,
     check_witness,
@@ -42,16 +40,6 @@ from medfusion.privacy.ledger_witness import (
 )
 from medfusion.privacy.plan_costs import PlanCosts, ReleaseKind
 from medfusion.privacy.renyi_filter import Gate
-
-LEDGER = "ledger.sqlite3"
-_SCHEMA = 1
-_LOCK_SECONDS = 30.0
-_TABLES = """
-CREATE TABLE entries (
-    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, at TEXT NOT NULL, body TEXT NOT NULL,
-    previous TEXT NOT NULL, hash TEXT NOT NULL);
-CREATE TABLE replies (charge INTEGER PRIMARY KEY REFERENCES entries, reply BLOB NOT NULL);
-"""
 
 
 class Ledger:
@@ -78,11 +66,11 @@ class Ledger:
         self._path = folder / LEDGER
         self._witnesses = witnesses
         self.book = Book()
-        with _naming(self._path):
+        with naming(self._path):
             if not self._path.exists():
                 refuse_if_witnessed(witnesses, folder, site=site)
                 raise LedgerError("there is no ledger")
-            self._connection = _connect(self._path)
+            self._connection = connect(self._path)
             self._inode = self._path.stat().st_ino
             self._read()
             if self.book.site != site:  # one that another site left here, or a copied folder
@@ -102,7 +90,7 @@ class Ledger:
             If there is one, or one was witnessed here.
         """
         path = folder / LEDGER
-        with _naming(path), _locked(folder):
+        with naming(path), locked(folder):
             if path.exists():
                 raise LedgerError("exists already")
             refuse_if_witnessed(witnesses, folder, site=site)
@@ -110,9 +98,9 @@ class Ledger:
             partial = folder / f".{LEDGER}.partial"
             for old in folder.glob(f".{LEDGER}.partial*"):
                 old.unlink()
-            with closing(_connect(partial)) as connection:
-                connection.executescript(f"{_TABLES} PRAGMA user_version = {_SCHEMA};")
-                _insert(
+            with closing(connect(partial)) as connection:
+                connection.executescript(TABLES)
+                insert(
                     connection, Entry.after(EMPTY, "create", _now(), {"uuid": uuid, "site": site})
                 )
             # Witnessed as empty first: a ledger without a witness would not be opened.
@@ -210,7 +198,7 @@ class Ledger:
 
     def stored(self, charge: Charge) -> bytes:
         """Return the reply that was kept; raises `LedgerError` if it is not what was stored."""
-        with _naming(self._path):
+        with naming(self._path):
             row = self._connection.execute(
                 "SELECT reply FROM replies WHERE charge = ?", (charge.number,)
             ).fetchone()
@@ -226,7 +214,7 @@ class Ledger:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One transaction, alone, on a book that is up to date; then the witness."""
-        with _naming(self._path), _locked(self._folder):
+        with naming(self._path), locked(self._folder):
             if not self._path.exists() or self._path.stat().st_ino != self._inode:
                 raise LedgerError("the file was replaced while in use; stop this process")
             self._connection.execute("BEGIN IMMEDIATE")
@@ -244,16 +232,16 @@ class Ledger:
             ).write(self._witnesses)
 
     def _append(self, kind: EntryKind, facts: dict[str, Any]) -> None:
-        _insert(self._connection, Entry.after(self.book.head, kind, _now(), facts))
+        insert(self._connection, Entry.after(self.book.head, kind, _now(), facts))
 
     def _read(self) -> None:
         """Bring the book up to date with the file."""
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > _SCHEMA:
+        if version > SCHEMA:
             raise LedgerError(
-                f"it has schema {version}, this MedFusion reads {_SCHEMA}: install the newer one"
+                f"it has schema {version}, this MedFusion reads {SCHEMA}: install the newer one"
             )
-        if version < _SCHEMA:
+        if version < SCHEMA:
             raise LedgerError("it is no ledger; restore the file, with its -wal, from a backup")
         count = self.book.head.count
         rows = self._connection.execute(
@@ -295,52 +283,5 @@ def _check_gate(gate: Gate, book: Book, costs: PlanCosts) -> None:
     )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open a database that commits to the disk; it may be used from other threads, in turn."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    return connection
-
-
-def _insert(connection: sqlite3.Connection, entry: Entry) -> None:
-    row = (entry.number, entry.kind, entry.at, entry.body, entry.previous, entry.hash)
-    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Be the only process that writes; wait for another one for a while."""
-    descriptor = os.open(folder / f".{LEDGER}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        end = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise LedgerError("another process writes to it; try again") from None
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the ledger in refusals, and turn what a disk may fail with into one."""
-    try:
-        yield
-    except LedgerError as error:
-        raise LedgerError(f"{path}: {error}") from None
-    except (sqlite3.Error, OSError) as error:
-        full = "free space on its disk, and" if "full" in str(error) else "see to its disk, or"
-        raise LedgerError(
-            f"{path}: cannot be used ({error}): nothing is released; {full} restore the file, "
-            "with its -wal, from a backup if it is damaged"
-        ) from None

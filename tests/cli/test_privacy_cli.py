@@ -12,7 +12,8 @@ from medfusion.cli.privacy import privacy
 from medfusion.data.site import load_site
 from medfusion.errors import ConfigError, LedgerError
 from medfusion.privacy.accounting import composed_epsilon
-from medfusion.privacy.ledger import LEDGER, Ledger
+from medfusion.privacy.ledger import Ledger
+from medfusion.privacy.ledger_file import LEDGER
 from medfusion.privacy.ledger_witness import default_witnesses
 
 

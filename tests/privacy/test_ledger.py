@@ -16,8 +16,10 @@ import pytest
 from ledgers import GATE, SITE, costs, new_ledger, open_ledger
 
 from medfusion.errors import FederationError, LedgerError
-from medfusion.privacy import ledger as ledger_module
-from medfusion.privacy.ledger import LEDGER, Ledger, Reservation
+from medfusion.privacy import ledger_chain, ledger_file
+from medfusion.privacy.ledger import Ledger
+from medfusion.privacy.ledger_book import Reservation
+from medfusion.privacy.ledger_file import LEDGER
 from medfusion.privacy.ledger_witness import Witness, default_witnesses
 
 
@@ -168,16 +170,16 @@ def test_an_edited_file_is_refused(tmp_path: Path, edit: str, message: str) -> N
 def test_a_history_made_anew_is_refused(tmp_path: Path) -> None:
     """Hashes are no secret: whoever rewrites the file can chain it; the witness knows better."""
     released(new_ledger(tmp_path)).close()
-    entries = ledger_module.Entry
+    entries = ledger_chain.Entry
     with sqlite3.connect(tmp_path / "state" / LEDGER) as connection:
         columns = "number, kind, at, body, previous, hash"
         rows = connection.execute(f"SELECT {columns} FROM entries ORDER BY number").fetchall()
         connection.execute("DELETE FROM entries")
-        head = ledger_module.EMPTY
+        head = ledger_chain.EMPTY
         for _, kind, at, body, *_ in rows:
             entry = entries.after(head, kind, at, json.loads(body.replace("c2", "c9")))
-            ledger_module._insert(connection, entry)
-            head = ledger_module.check_chain(head, [entry])
+            ledger_file.insert(connection, entry)
+            head = ledger_chain.check_chain(head, [entry])
     connection.close()
     with pytest.raises(LedgerError, match=r"row 6 differs.*restore"):
         open_ledger(tmp_path)
@@ -306,8 +308,8 @@ def test_two_at_once_lose_nothing(ledger: Ledger, tmp_path: Path) -> None:
 _HOLD = """
 import sys, time
 from pathlib import Path
-from medfusion.privacy.ledger import _locked
-with _locked(Path(sys.argv[1])):
+from medfusion.privacy.ledger_file import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -316,7 +318,7 @@ with _locked(Path(sys.argv[1])):
 def test_a_second_process_waits_a_while_and_then_refuses(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(ledger_file, "_LOCK_SECONDS", 0.2)
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(tmp_path / "state")], stdout=subprocess.PIPE, text=True
     )
