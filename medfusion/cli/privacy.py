@@ -99,17 +99,22 @@ def _show(result: dict[str, Any]) -> None:
         what = entry["kind"] if entry["stored"] else f"{entry['kind']} (not sent)"
         number = str(entry["round"]) if entry["round"] else "-"
         figure = f"{entry['epsilon']:.3f}"
-        releases.add_row(str(entry["row"]), entry["at"], entry["run"], what, number, figure)
+        releases.add_row(str(entry["row"]), _time(entry["at"]), entry["run"], what, number, figure)
     runs = Table("run", "reserved, UTC", "epsilon alone", "rounds released", box=None)
     for run in result["runs"]:
         rounds = f"{run['rounds_released']} of {run['rounds']}"
-        runs.add_row(run["run"], run["reserved"], f"{run['epsilon']:.3f}", rounds)
+        runs.add_row(run["run"], _time(run["reserved"]), f"{run['epsilon']:.3f}", rounds)
     for table in (releases, runs):
         if table.rows:
             console.print(table)
             console.print()
     for line in _sums(result):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _time(at: str) -> str:
+    """Leave out the zone, which the heading names."""
+    return at.removesuffix("+00:00").replace("T", " ")
 
 
 def _sums(result: dict[str, Any]) -> list[str]:

@@ -13,9 +13,11 @@ the reply is on the disk    the charge: it is computed again, and paid once, sin
 the reply is sent           the stored reply: the same bytes are sent
 ==========================  =====================================================
 
-so what was charged is never less than what left the site. Every change is one transaction,
-under a lock that the operating system lets go of if the process dies; entries form a chain of
-hashes whose head is witnessed in another folder (`medfusion.privacy.ledger_witness`).
+Replies of older rounds are dropped for their size; asked for again, one is computed anew and
+sent if it has the digest that was stored. So what was charged is never less than what
+left the site. Every change is one transaction, under a lock that the operating system lets go
+of if the process dies; entries form a chain of hashes whose head is witnessed in another folder
+(`medfusion.privacy.ledger_witness`).
 """
 
 import hashlib
@@ -40,6 +42,8 @@ from medfusion.privacy.ledger_witness import (
 )
 from medfusion.privacy.plan_costs import PlanCosts, ReleaseKind
 from medfusion.privacy.renyi_filter import Gate
+
+_KEPT = 2  # rounds of which replies are kept: a coordinator goes back by one at most
 
 
 class Ledger:
@@ -127,7 +131,7 @@ class Ledger:
         with self._writing():
             known = self.book.reservation_of(settings_sha256)
             if known is None:
-                _check_gate(gate, self.book, costs)
+                gate.require(self.book.plans(), costs)
                 body = {"run": run, "settings_sha256": settings_sha256, "costs": costs.to_json()}
                 ceiling = {"max_epsilon": gate.max_epsilon, "delta": gate.delta}
                 self._append("reserve", body | ceiling)
@@ -165,9 +169,11 @@ class Ledger:
             If the plan holds no further release of this kind, or the round had another content.
         """
         charge = self.charge(reservation, kind, number, content)
-        if charge.reply_sha256 is None:
-            self.store(charge, compute())
-        return self.stored(charge)
+        if charge.reply_sha256 is not None:
+            kept = self.stored(charge)
+            return self._again(charge, compute()) if kept is None else kept
+        self.store(charge, reply := compute())
+        return reply
 
     def charge(
         self, reservation: Reservation, kind: ReleaseKind, number: int, content: str
@@ -195,20 +201,48 @@ class Ledger:
                 self._connection.execute(
                     "INSERT INTO replies VALUES (?, ?)", (charge.number, reply)
                 )
+                reservation, kind, number = charge.slot
+                earlier = self.book.slots.get((reservation, kind, number - _KEPT))
+                if earlier is not None:
+                    self._connection.execute(
+                        "DELETE FROM replies WHERE charge = ?", (earlier.number,)
+                    )
 
-    def stored(self, charge: Charge) -> bytes:
-        """Return the reply that was kept; raises `LedgerError` if it is not what was stored."""
+    def stored(self, charge: Charge) -> bytes | None:
+        """Return the reply that was kept, None if no longer.
+
+        Raises
+        ------
+        LedgerError
+            If the reply is not what was stored.
+        """
         with naming(self._path):
             row = self._connection.execute(
                 "SELECT reply FROM replies WHERE charge = ?", (charge.number,)
             ).fetchone()
-            reply = bytes(row[0]) if row else b""
+            if row is None:
+                return None
+            reply = bytes(row[0])
             expected = self.book.charges[charge.number].reply_sha256
             if hashlib.sha256(reply).hexdigest() != expected:
                 raise LedgerError(
                     f"the reply of row {charge.number} was edited; restore the file, with its "
                     "-wal, from the newest backup"
                 )
+        return reply
+
+    def _again(self, charge: Charge, reply: bytes) -> bytes:
+        """Return a reply that was sent before and computed anew; refuse a different one.
+
+        Raises
+        ------
+        FederationError
+        """
+        if hashlib.sha256(reply).hexdigest() != charge.reply_sha256:
+            raise FederationError(
+                f"{charge.slot[1]} of round {charge.slot[2]} was released on {charge.at}; its "
+                "reply is no longer kept, and does not come out the same on this machine: refused"
+            )
         return reply
 
     @contextmanager
@@ -262,25 +296,6 @@ class Ledger:
         witness = read_witness(self._witnesses, self.book.uuid)
         self._read()
         check_witness(witness, self._folder, head=self.book.head, holds=self.book.holds)
-
-
-def _check_gate(gate: Gate, book: Book, costs: PlanCosts) -> None:
-    """Refuse a plan that does not fit, saying what would.
-
-    Raises
-    ------
-    FederationError
-    """
-    plans = book.plans()
-    if gate.admits([*plans, costs.events()]):
-        return
-    spent = gate.epsilon(plans)
-    fit = gate.rounds_that_fit(plans, costs)
-    raise FederationError(
-        f"the run's plan does not fit: epsilon {spent:.3g} of {gate.max_epsilon:g} is reserved, "
-        f"{max(gate.max_epsilon - spent, 0):.3g} is left (delta {gate.delta:g}); with this noise "
-        f"{fit} of its {costs.rounds} rounds fit. Lower privacy.target_epsilon or run.rounds"
-    )
 
 
 def _now() -> str:

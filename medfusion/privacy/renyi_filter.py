@@ -65,6 +65,7 @@ from math import log, log1p, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.errors import FederationError
 from medfusion.privacy.accounting import Events, composed_epsilon, merged
 from medfusion.privacy.plan_costs import PlanCosts
 
@@ -105,6 +106,24 @@ class Gate:
             or (len(plans) == 1 and self._alone(plans[0]) <= self.max_epsilon)
             or self.renyi_epsilon(plans) <= self.max_epsilon
             or self.basic_epsilon(plans) <= self.max_epsilon
+        )
+
+    def require(self, plans: Sequence[Events], asked: PlanCosts) -> None:
+        """Refuse a plan that does not fit beside ``plans``, saying what would.
+
+        Raises
+        ------
+        FederationError
+        """
+        if self.admits([*plans, asked.events()]):
+            return
+        spent = self.epsilon(plans)
+        fit = self.rounds_that_fit(plans, asked)
+        raise FederationError(
+            f"the run's plan does not fit: epsilon {spent:.3g} of {self.max_epsilon:g} is "
+            f"reserved, {max(self.max_epsilon - spent, 0):.3g} is left (delta {self.delta:g}); "
+            f"with this noise {fit} of its {asked.rounds} rounds fit. Lower "
+            "privacy.target_epsilon or run.rounds"
         )
 
     def epsilon(self, plans: Sequence[Events]) -> float:

@@ -131,6 +131,16 @@ def test_a_restarted_node_sends_the_stored_reply(cohort, tmp_path, monkeypatch):
     assert first.metric_records == again.metric_records
 
 
+def test_a_reply_that_is_no_longer_kept_comes_out_the_same(cohort, tmp_path):
+    first = Asker(cohort, tmp_path, "run.rounds=3")
+    replies = [first.ask("train", round=number) for number in (1, 2, 3)]
+    again = Asker(cohort, tmp_path, "run.rounds=3")
+    assert again.node._ledger.stored(next(iter(again.node._ledger.book.charges.values()))) is None
+    reply = again.ask("train", round=1)
+    assert read_error(reply) is None
+    assert bytes_of(reply.array_records[ARRAYS]) == bytes_of(replies[0].array_records[ARRAYS])
+
+
 def test_a_release_that_failed_was_charged_and_can_be_had_once(cohort, tmp_path, monkeypatch):
     asker = Asker(cohort, tmp_path)
     with monkeypatch.context() as patch:

@@ -73,6 +73,17 @@ def test_a_stored_reply_is_returned_whatever_would_be_computed_now(
         assert len(opened.book.charges) == 2
 
 
+def test_an_old_reply_is_dropped_and_only_the_same_one_is_sent_again(ledger: Ledger) -> None:
+    released(ledger, rounds=3)
+    run = reserve(ledger)
+    first, *later = ledger.book.charges.values()
+    assert ledger.stored(first) is None
+    assert [ledger.stored(charge) for charge in later] == [b"reply"] * 2
+    assert ledger.release(run, "train", 1, "c1", lambda: b"reply") == b"reply"
+    with pytest.raises(FederationError, match="does not come out the same"):
+        ledger.release(run, "train", 1, "c1", lambda: b"another")
+
+
 def test_a_release_that_failed_stays_charged_and_may_be_computed_again(ledger: Ledger) -> None:
     run = reserve(ledger)
     with pytest.raises(ZeroDivisionError):
