@@ -100,15 +100,17 @@ def epsilon(
     return composed_epsilon(merged(events), delta=delta, interval=interval)
 
 
-@lru_cache(maxsize=512)
 def composed_epsilon(events: Events, *, delta: float, interval: float | None = None) -> float:
     """Return the epsilon of merged ``events`` at ``delta``; arguments as of `epsilon`.
 
     It holds for events whose parameters were fixed before the first of them; how the queries
-    behind them were chosen does not matter.
+    behind them were chosen does not matter. Results are kept, so that asking again is free.
     """
-    if not events:
-        return 0.0
+    return _composed(events, delta, interval) if events else 0.0
+
+
+@lru_cache(maxsize=512)
+def _composed(events: Events, delta: float, interval: float | None) -> float:
     # Imported here: it takes half a second, which runs without privacy need not wait for.
     from dp_accounting import ComposedDpEvent, NeighboringRelation
     from dp_accounting.pld import PLDAccountant
