@@ -98,12 +98,12 @@ def _show(result: dict[str, Any]) -> None:
     for entry in result["releases"]:
         what = entry["kind"] if entry["stored"] else f"{entry['kind']} (not sent)"
         number = str(entry["round"]) if entry["round"] else "-"
-        figure = f"{entry['epsilon']:.3f}"
+        figure = _number(entry["epsilon"])
         releases.add_row(str(entry["row"]), _time(entry["at"]), entry["run"], what, number, figure)
     runs = Table("run", "reserved, UTC", "epsilon alone", "rounds released", box=None)
     for run in result["runs"]:
         rounds = f"{run['rounds_released']} of {run['rounds']}"
-        runs.add_row(run["run"], _time(run["reserved"]), f"{run['epsilon']:.3f}", rounds)
+        runs.add_row(run["run"], _time(run["reserved"]), _number(run["epsilon"]), rounds)
     for table in (releases, runs):
         if table.rows:
             console.print(table)
@@ -119,15 +119,15 @@ def _time(at: str) -> str:
 
 def _sums(result: dict[str, Any]) -> list[str]:
     """Say in words what is reserved and left."""
-    share = result["epsilon"] / result["max_epsilon"]
-    filled = min(round(share * _BAR), _BAR)
+    share = 1 - result["remaining"] / result["max_epsilon"]
+    filled = round(share * _BAR)
     tight = result["fixed_in_advance"]
     lines = [
         f"site {result['site']}  [{'#' * filled}{'.' * (_BAR - filled)}]",
-        f"reserved: epsilon {result['epsilon']:.3f} of {result['max_epsilon']:g} at delta "
+        f"reserved: epsilon {_number(result['epsilon'])} of {result['max_epsilon']:g} at delta "
         f"{result['delta']:g}; left: {result['remaining']:.3f}",
-        f"with parameters fixed in advance: released {tight['released']:.3f}, reserved "
-        f"{tight['reserved']:.3f}",
+        f"with parameters fixed in advance: released {_number(tight['released'])}, reserved "
+        f"{_number(tight['reserved'])}",
     ]
     if "planned" in result:
         plan = result["planned"]
@@ -135,3 +135,7 @@ def _sums(result: dict[str, Any]) -> list[str]:
             f"planned run {plan['run']}: {plan['rounds_that_fit']} of {plan['rounds']} rounds fit"
         )
     return lines
+
+
+def _number(value: float | None) -> str:
+    return "no bound" if value is None else f"{value:.3f}"

@@ -1,8 +1,9 @@
 """What a ledger says to the people of its hospital: spent, reserved, left, release by release."""
 
+from math import isfinite
 from typing import Any
 
-from medfusion.privacy.accounting import composed_epsilon, merged
+from medfusion.privacy.accounting import Events, composed_epsilon, merged
 from medfusion.privacy.ledger_book import Book, Charge, Reservation
 from medfusion.privacy.plan_costs import PlanCosts
 from medfusion.privacy.renyi_filter import Gate
@@ -22,15 +23,13 @@ def statement(book: Book, gate: Gate, *, site: str) -> dict[str, Any]:
         "schema": 1,
         "site": site,
         "uuid": book.uuid or None,
-        "epsilon": epsilon,
+        "epsilon": _finite(epsilon),
         "delta": gate.delta,
         "max_epsilon": gate.max_epsilon,
         "remaining": max(gate.max_epsilon - epsilon, 0.0),
         "fixed_in_advance": {
-            "released": composed_epsilon(book.released(), delta=gate.delta),
-            "reserved": composed_epsilon(
-                merged(event for plan in plans for event in plan), delta=gate.delta
-            ),
+            "released": _cost(book.released(), gate),
+            "reserved": _cost(merged(event for plan in plans for event in plan), gate),
         },
         "runs": [_run(book, run, gate) for run in book.reservations.values()],
         "releases": [_release(book, charge, gate) for charge in book.charges.values()],
@@ -42,7 +41,7 @@ def _run(book: Book, run: Reservation, gate: Gate) -> dict[str, Any]:
     return {
         "run": run.run,
         "reserved": run.at,
-        "epsilon": composed_epsilon(run.costs.events(), delta=gate.delta),
+        "epsilon": _cost(run.costs.events(), gate),
         "rounds": run.costs.rounds,
         "rounds_released": trained,
     }
@@ -56,9 +55,18 @@ def _release(book: Book, charge: Charge, gate: Gate) -> dict[str, Any]:
         "run": book.reservations[reservation].run,
         "kind": kind,
         "round": number,
-        "epsilon": composed_epsilon((book.cost(charge),), delta=gate.delta),
+        "epsilon": _cost((book.cost(charge),), gate),
         "stored": charge.reply_sha256 is not None,
     }
+
+
+def _cost(events: Events, gate: Gate) -> float | None:
+    return _finite(composed_epsilon(events, delta=gate.delta))
+
+
+def _finite(epsilon: float) -> float | None:
+    """Return None for what a site's delta, made smaller since, no longer bounds."""
+    return epsilon if isfinite(epsilon) else None
 
 
 def planned(book: Book, gate: Gate, costs: PlanCosts, *, run: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ References
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import log, log1p, sqrt
+from math import inf, log, log1p, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,8 @@ def renyi_divergences(events: Events) -> NDArray[np.float64]:
     accountant = RdpAccountant(ORDERS, NeighboringRelation.REPLACE_SPECIAL)
     for event in events:
         accountant.compose(event.dp_event())
-    divergences = np.array(accountant.rdp, dtype=np.float64)
+    # What cannot be computed is no bound.
+    divergences = np.nan_to_num(np.array(accountant.rdp, dtype=np.float64), nan=inf, posinf=inf)
     divergences.flags.writeable = False  # it is kept
     return divergences
 

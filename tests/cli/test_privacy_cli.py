@@ -1,5 +1,6 @@
 import json
 import shutil
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from typer.testing import CliRunner, Result
 from medfusion.cli.privacy import privacy
 from medfusion.data.site import load_site
 from medfusion.errors import ConfigError, LedgerError
+from medfusion.privacy import ledger_statement
 from medfusion.privacy.accounting import composed_epsilon
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.ledger_file import LEDGER
 from medfusion.privacy.ledger_witness import default_witnesses
+from medfusion.privacy.renyi_filter import Gate
 
 
 @pytest.fixture
@@ -83,6 +86,18 @@ def test_the_tables(site: Path) -> None:
     assert "2 of 3" in output
     assert "site north  [####" in output
     assert "parameters fixed in advance: released" in output
+
+
+def test_a_delta_too_small_for_any_bound_is_null(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spend(site)
+    monkeypatch.setattr(ledger_statement, "composed_epsilon", lambda *_, **__: inf)
+    monkeypatch.setattr(Gate, "epsilon", lambda *_: inf)
+    found = told(site)
+    assert (found["epsilon"], found["remaining"]) == (None, 0.0)
+    assert found["releases"][0]["epsilon"] is None
+    assert "epsilon no bound of 8" in call(site).output
 
 
 def test_how_many_rounds_of_a_planned_run_fit(site: Path) -> None:
