@@ -188,7 +188,7 @@ def test_a_history_made_anew_is_refused(tmp_path: Path) -> None:
         connection.execute("DELETE FROM entries")
         head = ledger_chain.EMPTY
         for _, kind, at, body, *_ in rows:
-            entry = entries.after(head, kind, at, json.loads(body.replace("c2", "c9")))
+            entry = entries.after(head, kind, at, json.loads(body.replace('"c2"', '"c9"')))
             ledger_file.insert(connection, entry)
             head = ledger_chain.check_chain(head, [entry])
     connection.close()
