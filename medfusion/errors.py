@@ -7,6 +7,7 @@
     │   └── ConfigError       exit code 2   a TOML file or --set holds something we refuse
     ├── DataError             exit code 1   a hospital's files are not what the task says
     └── FederationError       exit code 1   a run cannot go on
+        └── LedgerError       exit code 1   a site's privacy ledger cannot be used
 
 A message says what was expected, what was found, where (file, row, column) and how to mend
 it. It never holds a patient's value or identifier: name rows and columns, not cells.
@@ -38,6 +39,10 @@ class DataError(MedFusionError):
 
 class FederationError(MedFusionError):
     """A run cannot start or go on: quorum, differing tasks, a model that diverged."""
+
+
+class LedgerError(FederationError):
+    """A site's privacy ledger is missing, damaged, copied, rolled back or in use."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from client.node.policy import Releases, check_settings
+from client.node.policy import check_settings
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
-from medfusion.errors import DataError, FederationError, MedFusionError
+from medfusion.errors import DataError, FederationError, LedgerError, MedFusionError
 from medfusion.models.saved import save_model
+from medfusion.privacy.ledger import Ledger
 from medfusion.transport.arrays import from_record
 from medfusion.transport.requests import (
     Received,
@@ -38,21 +39,28 @@ class Node:
         The state folder, the only place that is written to.
     secret
         Root of the private random streams (Poisson draws and noise).
+    ledger
+        The site's; every release of a private run is charged to it.
     simulated
         Whether site and coordinator are one researcher's: then a run may do without privacy,
         and what is wrong with the data is told in full.
     """
 
     def __init__(
-        self, data: SiteData, state: NodeState, secret: bytes, *, simulated: bool = False
+        self,
+        data: SiteData,
+        state: NodeState,
+        secret: bytes,
+        ledger: Ledger,
+        *,
+        simulated: bool = False,
     ) -> None:
         self._simulated = simulated
         self._data = data
         self._state = state
         self._secret = secret
+        self._ledger = ledger
         self._trainer: Trainer | None = None
-        # Outlives the trainer: going back and forth between two runs renews no limit.
-        self._releases: dict[str, Releases] = {}
         self._serve: dict[str, Callable[[Received], RecordDict]] = {
             "describe": self._describe,
             "select": lambda request: self._run(request).select(),
@@ -73,6 +81,10 @@ class Node:
             # Rows and counts are about patients, and no plan pays for them.
             log.error("request %s: %s", kind, error)
             return error_reply(DataError("wrong data at this site: its Node's log tells where"))
+        except LedgerError as error:
+            log.error("request %s: %s", kind, error)  # names a path of this machine
+            told = str(error) if self._simulated else "unusable at this site: its Node's log tells"
+            return error_reply(FederationError(f"privacy ledger: {told}"))
         except MedFusionError as error:
             return error_reply(error)
         except Exception as error:
@@ -107,11 +119,9 @@ class Node:
                 patients_public=self._data.patients_public,
                 simulated=self._simulated,
             )
-            releases = self._releases.setdefault(
-                settings.model_dump_json(),
-                Releases(rounds=settings.rounds, evaluations=settings.evaluations),
+            self._trainer = Trainer(
+                self._data, settings, self._state.cache, self._secret, self._ledger
             )
-            self._trainer = Trainer(self._data, settings, self._state.cache, self._secret, releases)
         return self._trainer
 
     def _deliver(self, request: Received) -> RecordDict:

@@ -75,36 +75,3 @@ def _check_init(model: MedFusionNetOptions) -> None:
             f"model.init = {model.init!r}: expected the name of a file in torchvision's cache, "
             "found a path; only a run without frozen weights may start from a path"
         )
-
-
-class Releases:
-    """What one run has released, so that it cannot ask for more than its plan paid for.
-
-    The same release may be asked for again (a reply was lost): the noise is drawn from the
-    request itself, so the answer is the same. A second, different one is refused.
-    """
-
-    def __init__(self, *, rounds: int, evaluations: int) -> None:
-        self._limits = {"select": 1, "train": rounds, "evaluate": evaluations}
-        self._seen: dict[tuple[str, int], str] = {}
-
-    def admit(self, kind: str, number: int, content: str) -> None:
-        """Count a release; ``content`` is a hash of everything that it depends on.
-
-        Raises
-        ------
-        FederationError
-            If the plan holds no further release of this kind, or the round had another one.
-        """
-        known = self._seen.get((kind, number))
-        if known == content:
-            return
-        if known is not None:
-            raise FederationError(
-                f"{kind} of round {number} was released already, from another model: refused"
-            )
-        if sum(seen == kind for seen, _ in self._seen) >= self._limits[kind]:
-            raise FederationError(
-                f"the run's plan pays for {self._limits[kind]} releases of kind {kind!r}; refused"
-            )
-        self._seen[kind, number] = content

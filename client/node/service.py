@@ -37,6 +37,7 @@ from client.node.state import NodeState
 from client.node.state_lock import alone
 from medfusion.data.site_data import load_site_data, require_positives
 from medfusion.errors import MedFusionError, UsageError
+from medfusion.privacy.ledger_witness import default_witnesses
 from medfusion.transport.requests import read_error
 
 log = logging.getLogger("medfusion.service")
@@ -182,15 +183,16 @@ def run(site: Path, socket: Path, *, group: str | None) -> bool:
     Raises
     ------
     MedFusionError
-        If the site is not as its task says, has no positives, or is in use already, or the
-        socket cannot be used.
+        If the site is not as its task says, has no positives, or is in use already, its ledger
+        is not as it was left, or the socket cannot be used.
     """
     data = load_site_data(site)
     require_positives(data)
     state = NodeState(data.state)
     ended = threading.Event()
     with alone(data.state):
-        service = NodeService(Node(data, state, state.secret()).handle)
+        ledger = state.ledger(data.name, witnesses=default_witnesses())
+        service = NodeService(Node(data, state, state.secret(), ledger).handle)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         server = start_service(service, socket, group=group, threads=data.config.compute.threads)

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from medfusion.errors import FederationError
+from medfusion.privacy.ledger import Ledger
+from medfusion.privacy.ledger_file import LEDGER
 
 _SECRET = "secret"  # noqa: S105 -- a file name
 _SECRET_BYTES = 32
@@ -14,7 +16,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class NodeState:
-    """A site's state folder: its secret, its image cache, the models delivered to it.
+    """A site's state folder: its secret, ledger and image cache, the models delivered to it.
 
     A new folder is closed to other OS users.
     """
@@ -41,6 +43,18 @@ class NodeState:
                 "run_id: expected a name of at most 200 letters, digits, '.', '_' and '-'"
             )
         return self._folder / "models" / run_id
+
+    def ledger(self, site: str, *, witnesses: Path) -> Ledger:
+        """Open the ledger of ``site``; it is begun where there never was one.
+
+        Raises
+        ------
+        LedgerError
+            If the ledger is not as it was left.
+        """
+        if not (self._folder / LEDGER).exists():
+            Ledger.create(self._folder, site=site, witnesses=witnesses).close()
+        return Ledger(self._folder, site=site, witnesses=witnesses)
 
     def secret(self) -> bytes:
         """Return the site's secret, made once and readable by its owner only.

@@ -1,13 +1,15 @@
 """One run at one site: selection, training and evaluation on the site's own studies."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
-from client.node.policy import Releases
+from client.node.data_digest import data_sha256
+from client.node.releases import PaidReleases
 from medfusion.data.images import ImageCache
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TEST, TRAIN
@@ -35,6 +37,8 @@ from medfusion.models.registry import (
 )
 from medfusion.prediction import predict_logits
 from medfusion.privacy.histograms import noised
+from medfusion.privacy.ledger import Ledger
+from medfusion.privacy.plan_costs import ReleaseKind
 from medfusion.privacy.run_plan import run_plan
 from medfusion.randomness import stream
 from medfusion.training.device import choose_device
@@ -49,6 +53,7 @@ from medfusion.transport.requests import (
     Received,
     RunSettings,
     histogram_reply,
+    read_histograms,
     reply_with,
 )
 
@@ -62,7 +67,7 @@ class Trainer:
         settings: RunSettings,
         cache: Path,
         secret: bytes,
-        releases: Releases,
+        ledger: Ledger,
     ) -> None:
         self.settings = settings
         self._data = data
@@ -82,15 +87,18 @@ class Trainer:
             patients_public=data.patients_public,
             delta=data.config.policy.delta,
         )
-        self._releases = releases
         self._train_studies = data.part(TRAIN)
         self._test_studies = _one_per_patient(data.part(TEST))
         images = self._cache.digests(data.studies.images) if self._cache else []
-        self._data_sha256 = _data_sha256(data, images)
+        self._data_sha256 = data_sha256(data, images)
         self._own_selection: Selection | None = None
         self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
         if not len(self._train_studies):
             raise DataError(f"site {data.name!r}: no training patients after the split")
+        # Last, so that a run which cannot start reserves nothing.
+        self._paid = (
+            PaidReleases(ledger, settings, self._plan, data.config.policy) if self._plan else None
+        )
 
     def select(self) -> RecordDict:
         """Return the (noised) histograms of the training patients, for federated selection."""
@@ -98,7 +106,7 @@ class Trainer:
             raise FederationError(
                 f"selection.method = {self.settings.selection.method!r}: the histograms stay here"
             )
-        return histogram_reply(self._histograms(), self._data.patients_public)
+        return self._selection_reply()
 
     def train(self, request: Received) -> RecordDict:
         """Train one round from the model in the request; return the new one."""
@@ -106,7 +114,14 @@ class Trainer:
         state = self._load(request)
         train, _, selection = self._prepare(request)
         content = self._content(request, state, train)
-        self._releases.admit("train", request.round, content)
+        return self._release(
+            "train", request.round, content, lambda: self._fit(request, train, selection, content)
+        )
+
+    def _fit(
+        self, request: Received, train: StudyTensors, selection: Selection | None, content: str
+    ) -> RecordDict:
+        """Return what training from the loaded model leads to."""
         settings, compute = self.settings, self._data.config.compute
         names = (settings.run_id, "train", request.round)
         progress = (request.round - 1) / settings.rounds
@@ -146,7 +161,12 @@ class Trainer:
         state = self._load(request)
         _, test, _ = self._prepare(request)
         content = self._content(request, state, test)
-        self._releases.admit("evaluate", request.round, content)
+        return self._release(
+            "evaluate", request.round, content, lambda: self._score(request, test, content)
+        )
+
+    def _score(self, request: Received, test: StudyTensors, content: str) -> RecordDict:
+        """Return the (noised) score histograms of the loaded model."""
         logits = predict_logits(
             self._model, test, self._device, batch=self._data.config.compute.physical_batch
         )
@@ -172,6 +192,23 @@ class Trainer:
         """Refuse a model that is not this run's; raises `FederationError`."""
         check_matches(state, trainable_state(self._model))
 
+    def _release(
+        self, kind: ReleaseKind, number: int, content: str, compute: Callable[[], RecordDict]
+    ) -> RecordDict:
+        """Return a reply, which under privacy is paid for first and kept."""
+        if self._paid is None:
+            return compute()
+        return self._paid.reply(kind, number, content, compute)
+
+    def _selection_reply(self) -> RecordDict:
+        """Return the (noised) histograms of the training patients, released once."""
+        return self._release(
+            "select",
+            0,
+            self._data_sha256,
+            lambda: histogram_reply(self._histograms(), self._data.patients_public),
+        )
+
     def _histograms(self) -> np.ndarray:
         """Count one study of each training patient, with noise under privacy."""
         studies = _one_per_patient(self._train_studies)
@@ -181,7 +218,6 @@ class Trainer:
             return histograms
         if self._plan.selection_noise is None:
             raise FederationError("the run's plan pays for no selection: refused")
-        self._releases.admit("select", 0, self._data_sha256)
         settings = self.settings.model_dump_json()
         names = (self.settings.run_id, "selection", self._data_sha256, repr(self._plan), settings)
         return noised(
@@ -218,7 +254,7 @@ class Trainer:
         if self._own_selection is None:
             multiplier = (self._plan.selection_noise or 0.0) if self._plan else 0.0
             self._own_selection = select_features(
-                self._histograms(),
+                read_histograms(self._selection_reply()),
                 self._data.task,
                 self.settings.selection.top_n,
                 noise=selection_sensitivity(self._data.task) * multiplier,
@@ -277,18 +313,3 @@ class Trainer:
 
 def _one_per_patient(studies: Studies) -> Studies:
     return studies.take(first_study_per_patient(studies.patient_ids))
-
-
-def _data_sha256(data: SiteData, images: list[str]) -> str:
-    """Hash a site's studies, their split and their images' content."""
-    studies = data.studies
-    arrays = (studies.study_ids, studies.patient_ids, studies.features, studies.labels, data.split)
-    parts = [
-        *(np.ascontiguousarray(array).tobytes() for array in arrays),
-        *((note or "").encode() for note in studies.notes),
-        *(image.encode() for image in images),
-    ]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from client.node.simulated import node_app, simulated_secret
+from client.node.simulated import forget_simulated, node_app, simulated_secret
 from client.node.state import NodeState
 from client.node.state_lock import alone
 from medfusion.config import RunConfig
@@ -85,7 +85,8 @@ def run_federation(
 ) -> None:
     """Run the coordinator's app with the sites' Nodes.
 
-    Their state folders are ``out/state/NAME``, or the sites' own, which are then held.
+    Their state folders are ``out/state/NAME``, with scratch ledgers that last as long as the run
+    can be resumed, or the sites' own, which are then held.
 
     Raises
     ------
@@ -112,6 +113,9 @@ def run_federation(
         )
         for site in sites
     }
+    if not use_site_state and not (out / "checkpoint").exists():
+        for site in sites:
+            forget_simulated(out / "state" / site.name)
     run = run_on_ray if backend == "ray" else run_in_process
     with ExitStack() as held:
         if use_site_state:

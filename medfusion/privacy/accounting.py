@@ -9,15 +9,60 @@ References
    dots", PoPETs 2022.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, inf, log
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 _INTERVAL = 1e-4  # grid of the privacy loss where epsilon is ordinary
 _ORDINARY = (0.5, 16.0)
 
 
-@lru_cache(maxsize=256)
+@dataclass(frozen=True, order=True)
+class NoisedSums:
+    """``count`` sums over patients with Gaussian noise; every field is public.
+
+    Parameters
+    ----------
+    noise_multiplier
+        Noise over the most that one patient contributes.
+    sample_rate
+        Probability with which each patient takes part in a sum; 1 for all patients.
+    count
+        Equal sums, each with a draw and noise of its own.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    count: int
+
+    def dp_event(self) -> "DpEvent":
+        """Return the event that ``dp-accounting`` computes with."""
+        from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+
+        event = GaussianDpEvent(self.noise_multiplier)
+        if self.sample_rate < 1:
+            event = PoissonSampledDpEvent(self.sample_rate, event)
+        return SelfComposedDpEvent(event, self.count)
+
+
+Events = tuple[NoisedSums, ...]
+"""What was or will be released; `merged` makes equal compositions equal tuples."""
+
+
+def merged(events: Iterable[NoisedSums]) -> Events:
+    """Return the same composition with equal sums counted together, in a fixed order."""
+    counts: dict[tuple[float, float], int] = {}
+    for event in events:
+        key = (event.noise_multiplier, event.sample_rate)
+        counts[key] = counts.get(key, 0) + event.count
+    return tuple(sorted(NoisedSums(*key, count) for key, count in counts.items() if count))
+
+
 def epsilon(
     *,
     delta: float,
@@ -50,50 +95,41 @@ def epsilon(
     dp-accounting's ``REPLACE_SPECIAL``; for Gaussian events, sampled or not, it has the loss
     distribution of add-or-remove-one, without making the number of patients a secret.
     """
+    events = [NoisedSums(noise, 1.0, count) for noise, count in releases]
+    events.append(NoisedSums(noise_multiplier, sample_rate, steps))
+    return composed_epsilon(merged(events), delta=delta, interval=interval)
+
+
+def composed_epsilon(events: Events, *, delta: float, interval: float | None = None) -> float:
+    """Return the epsilon of merged ``events`` at ``delta``; arguments as of `epsilon`.
+
+    It holds for events whose parameters were fixed before the first of them; how the queries
+    behind them were chosen does not matter. Results are kept, so that asking again is free.
+    """
+    return _composed(events, delta, interval) if events else 0.0
+
+
+@lru_cache(maxsize=512)
+def _composed(events: Events, delta: float, interval: float | None) -> float:
     # Imported here: it takes half a second, which runs without privacy need not wait for.
-    from dp_accounting import (
-        ComposedDpEvent,
-        GaussianDpEvent,
-        NeighboringRelation,
-        PoissonSampledDpEvent,
-        SelfComposedDpEvent,
-    )
+    from dp_accounting import ComposedDpEvent, NeighboringRelation
     from dp_accounting.pld import PLDAccountant
 
     if interval is None:
-        interval = _interval(delta, noise_multiplier, sample_rate, steps, releases)
+        interval = _interval(events, delta)
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, interval)
     # One self-composition per kind of event: PLDs of equal steps are powers of one another,
     # and Gaussian ones merge in closed form.
-    events = [SelfComposedDpEvent(GaussianDpEvent(noise), count) for noise, count in releases]
-    if steps:
-        step = GaussianDpEvent(noise_multiplier)
-        if sample_rate < 1:
-            step = PoissonSampledDpEvent(sample_rate, step)
-        events.append(SelfComposedDpEvent(step, steps))
-    accountant.compose(ComposedDpEvent(events))
+    accountant.compose(ComposedDpEvent([event.dp_event() for event in events]))
     return float(accountant.get_epsilon(delta))
 
 
-def _interval(
-    delta: float,
-    noise_multiplier: float,
-    sample_rate: float,
-    steps: int,
-    releases: tuple[tuple[float, int], ...],
-) -> float:
+def _interval(events: Events, delta: float) -> float:
     """Return a grid in proportion to epsilon, found from coarse (over-)estimates of it."""
     low, high = _ORDINARY
     rough = inf
     for coarse in (1e-2, 1e-3, 1e-4):
-        rough = epsilon(
-            delta=delta,
-            noise_multiplier=noise_multiplier,
-            sample_rate=sample_rate,
-            steps=steps,
-            releases=releases,
-            interval=coarse,
-        )
+        rough = composed_epsilon(events, delta=delta, interval=coarse)
         if rough > 200 * coarse:  # the grid was fine enough for the estimate to hold
             break
     if rough > high:

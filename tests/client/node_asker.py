@@ -28,7 +28,8 @@ class NodeAsker:
         self.data = change(data) if change else data
         self.settings = run_settings(self.config, self.data.task)
         self.state = NodeState(state)
-        self.node = Node(self.data, self.state, secret, simulated=simulated)
+        ledger = self.state.ledger(self.data.name, witnesses=state / "witnesses")
+        self.node = Node(self.data, self.state, secret, ledger, simulated=simulated)
 
     @cached_property
     def model(self):

@@ -8,7 +8,6 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 from node_asker import NodeAsker
 
-from client.node.policy import Releases
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.config import load_config
@@ -104,22 +103,69 @@ def test_a_second_release_of_a_round_is_refused(cohort, tmp_path):
 
 
 def test_going_back_and_forth_between_runs_renews_no_limit(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path)
+    asker = Asker(cohort, tmp_path, "privacy.target_epsilon=2")
     changed = asker.ask("train").array_records[ARRAYS]
     other = asker.settings.model_copy(update={"seed": 5})
     assert read_error(asker.ask("train", settings=other)) is None
     assert "released already" in str(read_error(asker.ask("train", arrays=changed)))
 
 
-def test_releases_are_counted_by_kind():
-    releases = Releases(rounds=1, evaluations=2)
-    releases.admit("train", 1, "a")
-    releases.admit("train", 1, "a")
-    releases.admit("evaluate", 1, "a")
-    releases.admit("evaluate", 2, "b")
-    for kind, number in (("train", 2), ("evaluate", 3)):
-        with pytest.raises(FederationError, match="pays for"):
-            releases.admit(kind, number, "c")
+def test_a_second_run_must_fit_beside_the_first_also_after_a_restart(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path)
+    first = asker.ask("train").array_records[ARRAYS]
+    other = asker.settings.model_copy(update={"seed": 5})
+    for node in (asker, Asker(cohort, tmp_path)):
+        message = str(read_error(node.ask("train", settings=other)))
+        assert "does not fit: epsilon 7.9" in message
+        assert "0 of its 2 rounds fit" in message
+        assert str(tmp_path) not in message
+    again = Asker(cohort, tmp_path).ask("train").array_records[ARRAYS]
+    assert bytes_of(first) == bytes_of(again)
+
+
+def test_a_restarted_node_sends_the_stored_reply(cohort, tmp_path, monkeypatch):
+    first = Asker(cohort, tmp_path).ask("train")
+    monkeypatch.setattr(Trainer, "_fit", lambda *_: pytest.fail("computed again"))
+    again = Asker(cohort, tmp_path).ask("train")
+    assert bytes_of(first.array_records[ARRAYS]) == bytes_of(again.array_records[ARRAYS])
+    assert first.metric_records == again.metric_records
+
+
+def test_a_reply_that_is_no_longer_kept_comes_out_the_same(cohort, tmp_path):
+    first = Asker(cohort, tmp_path, "run.rounds=3")
+    replies = [first.ask("train", round=number) for number in (1, 2, 3)]
+    again = Asker(cohort, tmp_path, "run.rounds=3")
+    assert again.node._ledger.stored(next(iter(again.node._ledger.book.charges.values()))) is None
+    reply = again.ask("train", round=1)
+    assert read_error(reply) is None
+    assert bytes_of(reply.array_records[ARRAYS]) == bytes_of(replies[0].array_records[ARRAYS])
+
+
+def test_a_release_that_failed_was_charged_and_can_be_had_once(cohort, tmp_path, monkeypatch):
+    asker = Asker(cohort, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_fit", lambda *_: 1 / 0)
+        assert "ZeroDivisionError" in str(read_error(asker.ask("train")))
+    book = asker.node._ledger.book
+    assert [charge.reply_sha256 for charge in book.charges.values()] == [None]
+    assert read_error(asker.ask("train")) is None
+    assert len(book.charges) == 1
+
+
+def test_a_run_without_privacy_leaves_the_ledger_empty(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, "privacy.enabled=false")
+    for _ in range(2):
+        assert read_error(asker.ask("train")) is None
+    assert asker.node._ledger.book.head.count == 1
+
+
+def test_a_broken_ledger_is_told_to_the_log_alone(cohort, tmp_path, caplog):
+    asker = Asker(cohort, tmp_path, simulated=False)
+    next((tmp_path / "witnesses").iterdir()).unlink()
+    message = str(read_error(asker.ask("train")))
+    assert "its Node's log tells" in message
+    assert str(tmp_path) not in message
+    assert str(tmp_path) in caplog.text
 
 
 def test_more_epsilon_than_the_site_allows_is_refused(cohort, tmp_path):
@@ -272,8 +318,7 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
     digests = []
     for folder in (cohort, copy):
         asker = NodeAsker(folder, tmp_path / folder.name, "model.modalities=['image']")
-        releases = Releases(rounds=2, evaluations=1)
-        trainer = Trainer(asker.data, asker.settings, tmp_path / "cache", b"s", releases)
+        trainer = Trainer(asker.data, asker.settings, tmp_path / "cache", b"s", asker.node._ledger)
         digests.append(trainer._data_sha256)
     assert digests[0] != digests[1]
 
