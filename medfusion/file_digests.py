@@ -9,13 +9,14 @@ def file_sha256(path: Path) -> str:
     """Return the hex digest of a file's content; raises `OSError` if it cannot be read.
 
     A file of the same path, size and time of change is not read again: weights of hundreds of
-    megabytes are asked for by every part that loads something from beside them.
+    megabytes are asked for by every part that loads something from beside them. The time is that
+    of the inode, since a copy may bring its content's time along.
     """
     status = path.stat()
-    return _read(path.absolute(), status.st_size, status.st_mtime_ns)
+    return _read(path.absolute(), status.st_size, status.st_ctime_ns)
 
 
 @cache
-def _read(path: Path, _size: int, _mtime_ns: int) -> str:
+def _read(path: Path, _size: int, _ctime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -48,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
                 for warning in plan.warnings:
                     progress.warn(f"site {name}: {warning}")
         run = RunContext(grid, config, task, roster, plans, folder, simulated)
-        files = local_files_sha256(config.model)
+        files = local_files_sha256(config.model, task)
         fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)
         loop = RoundLoop(run, strategy, store, progress)
@@ -65,6 +65,6 @@ def _fingerprint(run_id: str, roster: Roster, *, simulated: bool, files: str) ->
     ``files`` is the digest of files that the settings only name; empty without.
     """
     sites = {name: site.patients_public for name, site in roster.sites.items()}
-    parts = [run_id, simulated, sites, *([files] if files else [])]
+    parts = [run_id, simulated, sites, files]
     content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -23,7 +23,7 @@ def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
         "task_sha256": context.task.sha256,
         "model": config.model.model_dump(mode="json"),
         "frozen_sha256": outcome.frozen_sha256,
-        "initial_weights": asdict(initial) if initial else None,
+        "initial_weights": initial.model_dump(mode="json") if initial else None,
         "seed": config.run.seed,
         "selection_method": config.selection.method,
         "top_n": config.selection.top_n,

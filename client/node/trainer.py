@@ -10,6 +10,7 @@ from torch import Tensor
 
 from client.node.data_digest import data_sha256
 from client.node.releases import PaidReleases
+from medfusion.code_digest import code_sha256
 from medfusion.data.images import ImageCache
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TEST, TRAIN
@@ -138,7 +139,7 @@ class Trainer:
             precision=compute.precision,
             proximal_mu=request.proximal_mu,
             modality_dropout=settings.model.modality_dropout,
-            auxiliary_weights=settings.model.auxiliary_weights,
+            auxiliary_heads=settings.model.auxiliary_heads,
             masked_labels=settings.model.masked_labels,
             progress=progress,
             rounds=settings.rounds,
@@ -292,13 +293,14 @@ class Trainer:
             )
 
     def _content(self, request: Received, state: dict[str, Tensor], tensors: StudyTensors) -> str:
-        """Hash everything that a release depends on: model, data, plan, selection.
+        """Hash everything that a release depends on: model, data, plan, selection, code.
 
         Notes count as the model reads them, since tokenizer and encoder come from files of this
         machine, which may change between two requests.
         """
         parts = (
             state_sha256(state),
+            code_sha256(),
             self._frozen,
             tensors.notes_sha256,
             f"{self._device} {self._data.config.compute.precision}",

@@ -107,11 +107,12 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
     Raises
     ------
     ConfigError
-        If the file in ``model.init`` is not here.
+        If the file in ``model.init`` is not here, a file under ``init`` or ``text.encoder``
+        cannot be read, or the task lacks a modality that the model asks for.
     """
     run = arm.config.run.model_copy(update={"seed": seed})
     config = arm.config.model_copy(update={"run": run})
-    files = local_files_sha256(config.model)  # the config only names them
+    files = local_files_sha256(config.model, data.pooled.task)  # the config only names them
     groups: list[tuple[str, tuple[SiteData, ...], list[str]]]
     if arm.regime == "local":
         groups = [(f"local-{s.name}", (s,), [data.digests[s.name]]) for s in data.sites]
@@ -120,7 +121,7 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
         groups = [(arm.regime, members, list(data.digests.values()))]
     fold = [f"fold{data.fold.index + 1}of{data.fold.count}"] if data.fold else []
     for group, taking_part, digests in groups:
-        parts = (group, config_text(config), *digests, *([files] if files else []))
+        parts = (group, config_text(config), *digests, files)
         content = _sha256(*(part.encode() for part in parts))
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
         yield Trial(name, str(arm), config, taking_part)

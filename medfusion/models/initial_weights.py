@@ -4,16 +4,16 @@ What was trained before says something of whomever it was trained on, and the ep
 that goes on from there does not count it.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-Kind = Literal["torchvision", "medfusion", "tensors"]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medfusion.errors import ConfigError
+from medfusion.options import Options
 
 
-@dataclass(frozen=True, kw_only=True)
-class InitialWeights:
+class InitialWeights(Options):
     """The source of initial weights, without any path of this machine.
 
     Attributes
@@ -29,15 +29,21 @@ class InitialWeights:
     simulated
         Whether that cost is a simulated one, whose noise protects nobody.
     initial_weights
-        What a MedFusion model itself began from, in the words of its ``model.json``.
+        What a MedFusion model itself began from, as its ``model.json`` tells.
     """
 
-    kind: Kind
-    sha256: str
-    epsilon: float | None = None
-    delta: float | None = None
-    simulated: bool = False
-    initial_weights: dict[str, Any] | None = None
+    kind: Literal["torchvision", "medfusion", "tensors"]
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    epsilon: float | None = Field(default=None, strict=True)
+    delta: float | None = Field(default=None, strict=True)
+    simulated: bool = Field(default=False, strict=True)
+    initial_weights: "InitialWeights | None" = None
+
+    @model_validator(mode="after")
+    def _epsilon_has_its_delta(self) -> Self:
+        if (self.epsilon is None) != (self.delta is None):
+            raise ValueError("expected epsilon and delta, or neither")
+        return self
 
     @classmethod
     def of_model(cls, card: Mapping[str, Any], sha256: str) -> Self:
@@ -45,20 +51,41 @@ class InitialWeights:
 
         Raises
         ------
-        TypeError, ValueError, KeyError, AttributeError
-            If it is not what a run writes, or could not be written again.
+        ConfigError
+            If it is not what a run writes.
         """
-        privacy = card.get("privacy") or {}
-        plans = list((privacy.get("sites") or {}).values())
-        dearest = max(plans, key=lambda plan: float(plan["epsilon"]), default=None)
-        earlier = card.get("initial_weights")
-        found = cls(
+        try:
+            told = _Card.model_validate(card)
+        except ValidationError:
+            raise ConfigError(
+                "expected what a run writes in model.json under privacy and initial_weights, "
+                "found something else"
+            ) from None
+        dearest = max(told.privacy.sites.values(), key=lambda plan: plan.epsilon, default=None)
+        return cls(
             kind="medfusion",
             sha256=sha256,
-            epsilon=float(dearest["epsilon"]) if dearest else None,
-            delta=float(dearest["delta"]) if dearest else None,
-            simulated=bool(privacy.get("simulated")) if dearest else False,
-            initial_weights=dict(earlier) if earlier else None,
+            epsilon=dearest.epsilon if dearest else None,
+            delta=dearest.delta if dearest else None,
+            simulated=told.privacy.simulated if dearest else False,
+            initial_weights=told.initial_weights,
         )
-        json.dumps(asdict(found), allow_nan=False)  # refused now, not after the training
-        return found
+
+
+class _Plan(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    epsilon: float
+    delta: float
+
+
+class _Privacy(BaseModel):
+    simulated: bool = Field(default=False, strict=True)
+    sites: dict[str, _Plan] = {}
+
+
+class _Card(BaseModel):
+    """What is read of a card; it holds more."""
+
+    privacy: _Privacy = _Privacy()
+    initial_weights: InitialWeights | None = None

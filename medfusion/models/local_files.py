@@ -7,24 +7,29 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from medfusion.data.task import Task
 from medfusion.errors import ConfigError
 from medfusion.file_digests import file_sha256
 from medfusion.models.options import MedFusionNetOptions, ModelOptions
+from medfusion.models.pretrained import find_init, init_files
+from medfusion.models.registry import modalities_of
 
 
-def local_files_sha256(options: ModelOptions) -> str:
+def local_files_sha256(options: ModelOptions, task: Task) -> str:
     """Return a hex digest of names and content of the files that ``options`` name.
 
-    They are the file or model folder in ``init``, and a text encoder's folder. Empty if there
-    are none. A hub id stands for the files that were fetched, which this does not read.
+    They are the file or model folder in ``init``, and a text encoder's folder where the model
+    reads text. Empty if there are none. A hub id stands for the files that were fetched, which
+    this does not read.
 
     Raises
     ------
     ConfigError
-        If ``init`` is not on this machine, or a file cannot be read.
+        If ``init`` is not on this machine, a file cannot be read, or the task lacks a modality
+        that the options ask for.
     """
     try:
-        lines = [f"{path.name} {file_sha256(path)}\n" for path in _local_files(options)]
+        lines = [f"{path.name} {file_sha256(path)}\n" for path in _local_files(options, task)]
     except OSError as error:
         raise ConfigError(
             "expected files that this user may read under model.init and model.text.encoder, "
@@ -33,13 +38,13 @@ def local_files_sha256(options: ModelOptions) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
 
 
-def _local_files(options: ModelOptions) -> Iterator[Path]:
+def _local_files(options: ModelOptions, task: Task) -> Iterator[Path]:
     if not isinstance(options, MedFusionNetOptions):
         return
     if options.init is not None:
-        from medfusion.models.pretrained import find_init, init_files
-
         yield from (path for path in init_files(find_init(options.init)) if path.is_file())
+    if "text" not in modalities_of(options, task):
+        return
     encoder = Path(options.text.encoder)
     if encoder.is_dir() and not _has_a_meaning(options.text.encoder):
         yield from sorted(path for path in encoder.iterdir() if path.is_file())
@@ -47,6 +52,7 @@ def _local_files(options: ModelOptions) -> Iterator[Path]:
 
 def _has_a_meaning(encoder: str) -> bool:
     """Whether a name is one of ours, whatever folder of that name there is."""
+    # imported here, since transformers takes a second
     from medfusion.models.blocks.language_models import PACKAGED
 
     return encoder == "tiny" or encoder in PACKAGED

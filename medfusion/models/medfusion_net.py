@@ -88,7 +88,7 @@ class ImageMemory(nn.Module):
         tokens_BND = self.streams(image_BCHW)
         keep_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
         memory: Memory = self.state(tokens_BND, keep_BN, present_B)
-        return replace(memory, share=functional.pad(self.streams.share, (1, 0)))
+        return replace(memory, log_share=functional.pad(self.streams.log_share, (1, 0)))
 
 
 class MedFusionNet(Model):

@@ -143,13 +143,6 @@ class MedFusionNetOptions(Options):
             )
         return self
 
-    @property
-    def auxiliary_weights(self) -> dict[str, float]:
-        """Weight of the loss of each modality's own head; empty: none has one."""
-        if not self.auxiliary_heads:
-            return {}
-        return dict.fromkeys(MODALITIES, self.auxiliary_heads)
-
 
 class LogisticOptions(Options):
     """The logistic model reads the tabular columns and has nothing to choose."""
@@ -162,9 +155,9 @@ class LogisticOptions(Options):
         return ("tabular",)
 
     @property
-    def auxiliary_weights(self) -> dict[str, float]:
-        """None: a model of one modality has no heads beside its own."""
-        return {}
+    def auxiliary_heads(self) -> float:
+        """Zero: a model of one modality has no heads beside its own."""
+        return 0.0
 
     @property
     def masked_labels(self) -> float:

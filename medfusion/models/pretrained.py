@@ -78,15 +78,15 @@ def initialise(
         for name, parameter in wanted.items()
         if source.fits(name) and shapes.get(name) == parameter.shape
     }
-    _require_trunk(path, wanted, taken.keys(), options)
+    _require_trunk(wanted, taken.keys(), options)
     if not taken and source.convolutions_only:
         return  # a model without images has no use for them
     if not taken:
-        raise ConfigError(f"model.init = {str(path)!r}: none of its weights fits this model")
+        raise ConfigError(f"model.init = {options.init!r}: none of its weights fits this model")
     with torch.no_grad():
         for name, parameter in taken.items():
             parameter.copy_(source.tensors[name])
-        if source.convolutions_only:
+        if source.convolutions_only and not frozen_only:
             _silence_tokens(model)
     model.origin = _in_words(path, wanted, taken.keys())
     model.initial_weights = source.origin
@@ -149,11 +149,11 @@ def _read(
 ) -> _Source:
     *described, weights = init_files(path)
     if described:
-        return _of_saved_model(path, weights, options, task, modalities)
-    state = _load(path)
+        return _of_saved_model(weights, options, task, modalities)
+    state = _load(path, options)
     if is_torchvision(state):
         channels = task.image.channels if task.image else 1
-        ours = _translated(path, state, channels, options)
+        ours = _translated(state, channels, options)
         origin = InitialWeights(kind="torchvision", sha256=file_sha256(path))
         return _Source(ours, lambda name: True, origin, convolutions_only=True)
     origin = InitialWeights(kind="tensors", sha256=file_sha256(path))
@@ -162,33 +162,26 @@ def _read(
 
 
 def _translated(
-    path: Path, state: Mapping[str, Tensor], channels: int, options: MedFusionNetOptions
+    state: Mapping[str, Tensor], channels: int, options: MedFusionNetOptions
 ) -> dict[str, Tensor]:
     try:
         found = from_torchvision(state, image_channels=channels, norm=options.image_norm)
     except (KeyError, RuntimeError) as error:
-        raise ConfigError(f"model.init = {str(path)!r}: a damaged DenseNet: {error}") from None
+        raise ConfigError(f"model.init = {options.init!r}: a damaged DenseNet: {error}") from None
     return {_STREAMS + name: tensor for name, tensor in found.items()}
 
 
 def _of_saved_model(
-    path: Path,
     weights: Path,
     options: MedFusionNetOptions,
     task: Task,
     modalities: tuple[str, ...],
 ) -> _Source:
     try:
-        saved = load_model(weights.parent)
-    except (ConfigError, DataError) as error:
-        raise ConfigError(f"model.init = {str(path)!r}: {error}") from None
-    try:
+        saved = load_model(weights.parent, where=options.init)
         origin = InitialWeights.of_model(saved.card, file_sha256(weights))
-    except (TypeError, ValueError, KeyError, AttributeError):
-        raise ConfigError(
-            f"model.init = {str(path)!r}: expected what a run writes in model.json under privacy "
-            "and initial_weights, found something else"
-        ) from None
+    except (ConfigError, DataError) as error:
+        raise ConfigError(f"model.init = {options.init!r}: {error}") from None
     return _Source(
         dict(saved.module.named_parameters()),
         lambda name: _means_the_same(name, saved, options, task, modalities),
@@ -219,7 +212,7 @@ def _means_the_same(
     return saved.module.modalities == modalities
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path, options: MedFusionNetOptions) -> dict[str, Tensor]:
     """Read a file of tensors, without running any code that it may hold."""
     try:
         if path.suffix == ".safetensors":
@@ -229,14 +222,13 @@ def _load(path: Path) -> dict[str, Tensor]:
         state = None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(
-            f"model.init = {str(path)!r}: expected a state dict (.pth, .safetensors) or a model "
+            f"model.init = {options.init!r}: expected a state dict (.pth, .safetensors) or a model "
             "folder of a finished run"
         )
     return dict(state)
 
 
 def _require_trunk(
-    path: Path,
     wanted: Mapping[str, nn.Parameter],
     taken: Collection[str],
     options: MedFusionNetOptions,
@@ -246,7 +238,7 @@ def _require_trunk(
     fitting = [name for name in trunk if name in taken]
     if len(fitting) < len(trunk):
         raise ConfigError(
-            f"model.init = {str(path)!r}: {len(fitting)} of {len(trunk)} tensors of the "
+            f"model.init = {options.init!r}: {len(fitting)} of {len(trunk)} tensors of the "
             f"convolutional stream fit size = {options.size!r} with norm = "
             f"{options.image_norm!r}; expected all of them, from a model of the same size, norm "
             "and image channels, or from torchvision's DenseNet121 with size = '121'"

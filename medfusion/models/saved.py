@@ -48,8 +48,10 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, Any
     os.replace(text, folder / "model.json")
 
 
-def load_model(folder: Path) -> SavedModel:
+def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
     """Read a model folder; frozen weights come from their own files, on this machine.
+
+    ``where`` heads the messages on failure; the folder, where it is not given.
 
     Raises
     ------
@@ -58,26 +60,27 @@ def load_model(folder: Path) -> SavedModel:
     ConfigError
         If the text encoder or the file in ``model.init`` is needed and not here.
     """
+    where = where or str(folder)
     try:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         state = load_file(folder / "model.safetensors")
-        task = Task.parse(card["task"], where=f"{folder}/model.json")
+        task = Task.parse(card["task"], where=f"{where}/model.json")
         options = _OPTIONS.validate_python(card["model"])
         chosen = card["selection"]
         selection = Selection.from_json(chosen, task) if chosen else None
         method, top_n, seed = card["selection_method"], card["top_n"], card["seed"]
     except FileNotFoundError as error:
         name = Path(str(error.filename)).name
-        raise DataError(f"{folder}: no {name}; expected a model folder of a finished run") from None
+        raise DataError(f"{where}: no {name}; expected a model folder of a finished run") from None
     except (SafetensorError, ValidationError, ValueError, KeyError, ConfigError) as error:
-        raise DataError(f"{folder}: not a model that this version can read: {error}") from None
+        raise DataError(f"{where}: not a model that this version can read: {error}") from None
     module = build_model(options, task, seed=seed, weights_follow=True)
     shapes = {name: tuple(p.shape) for name, p in trainable_state(module).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
-        raise DataError(f"{folder}: the weights are not those of the model in model.json")
+        raise DataError(f"{where}: the weights are not those of the model in model.json")
     if "frozen_sha256" in card and card["frozen_sha256"] != frozen_sha256(module):
         raise DataError(
-            f"{folder}: the frozen weights on this machine (text encoder, model.init) are not "
+            f"{where}: the frozen weights on this machine (text encoder, model.init) are not "
             "those that the model was trained with: install the same files"
         )
     module.load_state_dict(state, strict=False)

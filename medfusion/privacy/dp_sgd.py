@@ -99,7 +99,7 @@ class PrivateSteps:
         )
         if before_update is not None:
             self._optimizer.attach_step_hook(lambda _: before_update())
-        self._checked = False
+        self._unchecked = set(self._parameters)
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +155,7 @@ class PrivateSteps:
             each = losses(chunk)
             torch.autograd.backward(each.sum())
             gradients = {n: self._per_sample(n, len(chunk)) for n in self._parameters}
-            if not self._checked:
+            if self._unchecked:
                 self._check(gradients)
             _silence_non_finite(list(gradients.values()))
             for name, parameter in self._parameters.items():
@@ -184,22 +184,28 @@ class PrivateSteps:
         return cast(Tensor, gradient.float())
 
     def _check(self, gradients: dict[str, Tensor]) -> None:
-        """Refuse, once, a model with gradients that the hooks do not see."""
+        """Refuse a model with gradients that the hooks do not see.
+
+        A parameter is looked at until it has had a gradient to look at: behind projections that
+        start at zero there is none in the first step.
+        """
         # A parameter that a later normalisation cancels has a gradient of rounding errors only.
         floor = _ROUNDING * max(float(gradient.norm()) for gradient in gradients.values())
-        for name, gradient in gradients.items():
+        for name in sorted(self._unchecked):
+            gradient = gradients[name]
             found, expected = gradient.sum(0), self._parameters[name].grad
             expected = torch.zeros_like(found) if expected is None else expected
             difference = float((found - expected).norm())
-            if not isfinite(difference):
-                return  # says nothing: look at the next batch
-            if difference > _MISMATCH * float(gradient.norm() + expected.norm()) + floor:
+            size = float(gradient.norm() + expected.norm())
+            if not isfinite(difference) or size <= floor:
+                continue  # says nothing: look at the next batch
+            if difference > _MISMATCH * size + floor:
                 raise FederationError(
                     f"parameter {name!r} cannot be trained privately: its per-sample gradients "
                     "do not add up to its gradient; use it through its own layer only, with one "
                     "tensor as input"
                 )
-        self._checked = True
+            self._unchecked.discard(name)
 
     def _halve(self) -> None:
         if self._physical_batch == 1:

@@ -29,8 +29,9 @@ def standardized_conv2d_gradients(
     backprops
         Gradient [B, C', H', W'] of the loss by the layer's output.
     """
-    if layer.groups != 1 or layer.bias is not None or isinstance(layer.padding, str):
-        raise ValueError("Expected one group, no bias and padding in pixels.")
+    plain = layer.groups == 1 and layer.bias is None and layer.padding_mode == "zeros"
+    if not plain or isinstance(layer.padding, str):
+        raise ValueError(f"Expected one group, no bias and zeros of padding in pixels: {layer}.")
     patches = functional.unfold(
         activations[0].to(backprops.dtype),
         layer.kernel_size,

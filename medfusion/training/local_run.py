@@ -1,6 +1,6 @@
 """What training a model on one site's studies needs, private or not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +79,7 @@ class LocalRun:
     physical_batch: int
     autocast: Callable[[], AbstractContextManager[object]]
     modality_dropout: float
-    auxiliary_weights: Mapping[str, float]
+    auxiliary_heads: float
     masked_labels: float
     loss: LossOptions
     augmented: bool
@@ -88,7 +88,7 @@ class LocalRun:
     @property
     def plain(self) -> bool:
         """Whether a study's loss is that of the logits alone, over all its known labels."""
-        return not (self.auxiliary_weights or self.masked_labels)
+        return not (self.auxiliary_heads or self.masked_labels)
 
     def inputs(self, index: Tensor, streams: Streams) -> dict[str, Tensor]:
         """Return the inputs of some studies, changed as training wants them.
@@ -130,17 +130,17 @@ class LocalRun:
         the study lacks. Denominators are constant, so a loss depends on its study alone.
         """
         known = still_to_learn(known, inputs)
-        if not self.auxiliary_weights:
+        if not self.auxiliary_heads:
             return per_sample_loss(self.logits(inputs), labels, known, self.loss)
         with self.autocast():
             outputs = cast(Model, self.model).outputs(inputs)
         total = per_sample_loss(outputs[FUSED], labels, known, self.loss)
         here = presence(inputs)
-        for name, weight in self.auxiliary_weights.items():
-            if name in outputs:
+        for name, logits in outputs.items():
+            if name != FUSED:
                 counts = known * here[name].unsqueeze(1)
-                own = per_sample_loss(outputs[name], labels, counts, self.loss)
-                total = total + weight * own
+                own = per_sample_loss(logits, labels, counts, self.loss)
+                total = total + self.auxiliary_heads * own
         return total
 
     def clear_gradients(self) -> None:

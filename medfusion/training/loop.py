@@ -1,7 +1,6 @@
 """One round of local training, private or not."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +49,7 @@ def fit(
     precision: Precision = "auto",
     proximal_mu: float = 0.0,
     modality_dropout: float = 0.0,
-    auxiliary_weights: Mapping[str, float] | None = None,
+    auxiliary_heads: float = 0.0,
     masked_labels: float = 0.0,
     progress: float = 0.0,
     rounds: int = 1,
@@ -83,8 +82,8 @@ def fit(
         and noise.
     modality_dropout
         Probability with which a sample loses each modality in training.
-    auxiliary_weights
-        Weight of the loss of each modality's own head, by modality; see `Model.outputs`.
+    auxiliary_heads
+        Weight of the loss of each modality's own head; see `Model.outputs`.
     masked_labels
         Probability with which a sample is told some of its labels, and trained on the others.
     progress
@@ -119,7 +118,7 @@ def fit(
         physical_batch=physical_batch,
         autocast=make_autocast(precision, device),
         modality_dropout=modality_dropout,
-        auxiliary_weights=auxiliary_weights or {},
+        auxiliary_heads=auxiliary_heads,
         masked_labels=masked_labels,
         loss=options.loss,
         augmented=options.augmentation != "none",

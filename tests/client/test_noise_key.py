@@ -1,6 +1,7 @@
 """What a round's private noise is keyed by: what changes the gradients must change the noise."""
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from node_asker import NodeAsker
@@ -16,7 +17,7 @@ USUAL = ('model.modalities=["tabular", "text"]', "selection.method=none", "run.r
 @pytest.fixture
 def key(cohort, tmp_path, monkeypatch):
     """Ask a fresh Node for round 1; return the state of the generator that it trains with."""
-    states = []
+    states, folders = [], count()
 
     def fit(*_, **arguments):
         states.append(arguments["private"].get_state().numpy().tobytes())
@@ -25,7 +26,7 @@ def key(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "fit", fit)
 
     def ask(change=None):
-        asker = NodeAsker(cohort, tmp_path / str(len(states)), *USUAL, change=change)
+        asker = NodeAsker(cohort, tmp_path / str(next(folders)), *USUAL, change=change)
         assert read_error(asker.ask("train")) is None
         return states.pop()
 
@@ -52,8 +53,7 @@ def test_notes_that_the_model_reads_otherwise_have_another_key(key, monkeypatch)
     assert key() != usual
 
 
-def test_rounds_that_the_run_does_not_have_are_refused(cohort, tmp_path):
-    asker = NodeAsker(cohort, tmp_path, *USUAL)
-    for kind in ("train", "evaluate"):
-        for number in (0, 3):
-            assert "rounds 1 to 2" in str(read_error(asker.ask(kind, round=number)))
+def test_other_code_has_another_key(key, monkeypatch):
+    usual = key()
+    monkeypatch.setattr(trainer, "code_sha256", lambda: "0" * 64)
+    assert key() != usual

@@ -56,8 +56,9 @@ def test_a_restarted_node_goes_on_at_the_same_rate(cohort, tmp_path):
     np.testing.assert_array_equal(warm.change(2), cold.change(2))
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize("number", [0, 5])
-def test_a_round_outside_the_run_is_refused(cohort, tmp_path, number):
-    error = read_error(Site(cohort, tmp_path).ask("train", round=number))
+def test_a_round_outside_the_run_is_refused(cohort, tmp_path, kind, number):
+    error = read_error(Site(cohort, tmp_path).ask(kind, round=number))
     assert isinstance(error, FederationError)
     assert "rounds 1 to 4" in str(error)

@@ -30,5 +30,5 @@ def test_each_round_trains_as_the_options_say(cohort, tmp_path, monkeypatch):
         assert read_error(asker.ask("train", round=number)) is None
     for arguments in asked:
         assert arguments["modality_dropout"] == 0.4
-        assert arguments["auxiliary_weights"] == {"image": 0.5, "tabular": 0.5, "text": 0.5}
+        assert arguments["auxiliary_heads"] == 0.5
         assert arguments["masked_labels"] == 0.25

@@ -20,6 +20,7 @@ from medfusion.models.registry import build_model
 from medfusion.models.saved import save_model
 
 torch.set_num_threads(1)
+SITES = ("north", "south")
 
 
 class Silent:
@@ -92,7 +93,16 @@ def config(tmp_path: Path) -> Path:
 
 
 def sites_of(config: Path):
-    return [load_site_data(config.parent / "sites" / name) for name in ("north", "south")]
+    return [load_site_data(config.parent / "sites" / name) for name in SITES]
+
+
+def reads_notes(config: Path):
+    """Give the task notes, which no study has."""
+    folder = config.parent
+    added = {"task.toml": "[text]\nmax_tokens = 8\n"}
+    added |= {f"sites/{name}/site.toml": '[columns.notes]\nfrom = ""\n' for name in SITES}
+    for name, lines in added.items():
+        (folder / name).write_text((folder / name).read_text() + lines)
 
 
 def plan(config: Path, *, seeds=1, folds=None, **options) -> Comparison:
@@ -137,6 +147,7 @@ def test_every_arm_scores_the_studies_in_the_order_of_the_truth(config):
 
 @pytest.mark.parametrize("named", ["model.init", "model.text.encoder"])
 def test_another_content_of_a_file_that_the_config_names_is_another_run(config, tmp_path, named):
+    reads_notes(config)
     folder = tmp_path / "files"
     folder.mkdir()
     for name in ("model.json", "model.safetensors"):

@@ -329,7 +329,10 @@ def test_bfloat16_autocast_gives_nearly_the_same_gradients(options):
         gradients = [p.grad.flatten() for p in trainable_state(model).values()]
         assert {g.dtype for g in gradients} == {torch.float32}
         found[enabled] = torch.cat(gradients)
-    assert (found[True] - found[False]).norm() < 0.3 * found[False].norm()
+    size = getattr(options, "size", None)
+    reads_images = "image" in (options.modalities or ("image",))
+    limit = 0.3 if reads_images and size in ("tiny", "small") else 0.1
+    assert (found[True] - found[False]).norm() < limit * found[False].norm()
 
 
 @every_model

@@ -119,7 +119,7 @@ def test_a_share_is_the_weight_that_a_token_starts_with():
     torch.testing.assert_close(found, expected)
     head = PooledHead(4, labels=2, memories=1)
     keep = torch.tensor([[True, True, True, False, True]]).expand(3, -1)
-    _, (mean,) = head([Memory(tokens, keep, share=share.log())])
+    _, (mean,) = head([Memory(tokens, keep, log_share=share.log())])
     kept = tokens * (share * keep)[..., None]
     torch.testing.assert_close(mean, kept.sum(dim=1) / 2.25)
 
@@ -128,7 +128,7 @@ def test_each_level_of_tokens_starts_with_the_same_share():
     streams = ImageStreams(
         1, (64, 64), SIZES["tiny"].streams, attention_stream=True, exchange=True, fpn=True
     )
-    weights = streams.share.exp()
+    weights = streams.log_share.exp()
     assert len(weights) == streams(torch.zeros(1, 1, 64, 64)).shape[1]
     counts = torch.unique_consecutive(streams.places.ids[0], return_counts=True)[1]
     for level in weights.split(counts.tolist()):

@@ -10,7 +10,7 @@ from waking import woken
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError
 from medfusion.models.contract import Model, trainable_state
-from medfusion.models.options import LogisticOptions, MedFusionNetOptions
+from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
 
 B, K, L, T = 5, 4, 3, 8
@@ -51,17 +51,6 @@ def build(**options) -> Model:
         for value in trainable_state(model).values():
             value.add_(0.1 * torch.randn(value.shape, generator=draw))
     return model
-
-
-def lacking(inputs: dict[str, Tensor], modality: str, study: int) -> dict[str, Tensor]:
-    inputs = {name: value.clone() for name, value in inputs.items()}
-    if modality == "image":
-        inputs["image_present"][study] = False
-    elif modality == "text":
-        inputs["tokens"][study] = 0
-    else:
-        inputs["tabular"][study, :, 1] = 1.0
-    return inputs
 
 
 @pytest.mark.parametrize(
@@ -191,10 +180,3 @@ def test_a_told_label_tells_of_the_others_and_absent_differs_from_present():
 def test_labels_are_told_only_where_labels_attend_to_one_another(option):
     with pytest.raises(ConfigError, match=r"masked_labels = 0.2 needs head = 'queries' and label_"):
         MedFusionNetOptions.parse({"masked_labels": 0.2, **option}, where="test")
-
-
-def test_the_weights_of_the_own_heads():
-    options = MedFusionNetOptions(auxiliary_heads=0.5)
-    assert options.auxiliary_weights == dict.fromkeys(MODALITIES, 0.5)
-    assert MedFusionNetOptions().auxiliary_weights == {}
-    assert LogisticOptions().auxiliary_weights == {}

@@ -2,13 +2,24 @@
 
 import pytest
 
+from medfusion.data.task import Task
 from medfusion.errors import ConfigError
 from medfusion.models.local_files import local_files_sha256
 from medfusion.models.options import LogisticOptions, MedFusionNetOptions, TextOptions
 
+TASK = Task.parse(
+    {
+        "task": {"name": "files", "kind": "multilabel"},
+        "text": {"max_tokens": 8},
+        "features": {"age": {"kind": "numeric", "low": 0, "high": 1}},
+        "labels": {"names": ["died"]},
+    },
+    where="test",
+)
 
-def digest(**options) -> str:
-    return local_files_sha256(MedFusionNetOptions(**options))
+
+def digest(task: Task = TASK, **options) -> str:
+    return local_files_sha256(MedFusionNetOptions(**options), task)
 
 
 @pytest.fixture
@@ -24,7 +35,7 @@ def test_most_models_name_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minilm").mkdir()
     (tmp_path / "minilm" / "config.json").write_text("{}")  # not what the name means
-    assert local_files_sha256(LogisticOptions()) == ""
+    assert local_files_sha256(LogisticOptions(), TASK) == ""
     for encoder in ("tiny", "minilm", "someone/encoder-of-the-hub"):
         assert digest(text=TextOptions(encoder=encoder)) == ""
 
@@ -59,3 +70,12 @@ def test_an_encoders_folder_counts_with_every_file(tmp_path, name):
     assert before
     (tmp_path / name).write_text("{ }")
     assert digest(text=TextOptions(encoder=str(tmp_path))) != before
+
+
+def test_an_encoder_that_the_model_does_not_read_does_not_count(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    text = TextOptions(encoder=str(tmp_path))
+    without = TASK.model_copy(update={"text": None})
+    assert digest(text=text)
+    assert digest(text=text, modalities=("tabular",)) == ""
+    assert digest(without, text=text) == ""

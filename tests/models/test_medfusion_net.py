@@ -69,7 +69,7 @@ def test_no_modality_has_a_say_before_training():
 def test_the_shares_of_image_tokens_reach_the_head(head):
     model, inputs = build(head=head).eval(), make_inputs(make_task())
     before = model(inputs)
-    model.image.streams.share[:64] += 3.0  # of the finest level
+    model.image.streams.log_share[:64] += 3.0  # of the finest level
     assert (model(inputs) - before).abs().max() > 1e-4
 
 

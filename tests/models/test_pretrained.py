@@ -152,6 +152,30 @@ def test_torchvisions_weights_fit_no_other_size(weights):
         build(size="tiny", init=str(weights))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [[1.0], {}, dict.fromkeys(["features.conv0.weight", "features.norm5.weight"], torch.ones(1))],
+    ids=["no weights", "of another network", "damaged"],
+)
+def test_a_message_on_a_file_names_init_and_no_path_of_this_machine(content, cache):
+    """A Node's errors reach the coordinator."""
+    torch.save(content, cache / "d.pth")
+    with pytest.raises(ConfigError, match=r"^model\.init = 'd\.pth': ") as caught:
+        build(init="d.pth")
+    assert str(cache) not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"task": {}}, {"privacy": 3}, {"frozen_sha256": ""}], ids=str)
+def test_a_message_on_a_model_folder_names_init_and_no_path_of_this_machine(change, cache):
+    options = MedFusionNetOptions()
+    folder = save(cache / "model", trained(options), options)
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(card | change))
+    with pytest.raises(ConfigError, match=r"^model\.init = 'model': ") as caught:
+        build(size="tiny", init="model")
+    assert str(cache) not in str(caught.value)
+
+
 def test_a_network_without_statistics_is_refused(tmp_path):
     state = {n: v for n, v in densenet().state_dict().items() if "running_mean" not in n}
     torch.save(state, tmp_path / "d.pth")
@@ -195,6 +219,11 @@ def test_the_exchange_adds_nothing_to_pretrained_maps_at_first(weights):
         streams(torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32))
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_side_that_gets_the_other_weights_keeps_the_exchange_as_it_was(weights):
+    streams = build(init=str(weights), weights_follow=True).image.streams
+    assert all(part.project.weight.any() for part in streams.tokens.to_map)
 
 
 def test_each_norm_has_its_own_start(weights):
@@ -316,11 +345,25 @@ def test_the_largest_epsilon_that_a_model_declares_is_recorded(tmp_path):
     (folder / "model.json").write_text(json.dumps(told))
     found = build(size="tiny", init=str(folder)).initial_weights
     assert (found.epsilon, found.delta, found.simulated) == (5.5, 1e-5, True)
-    assert found.initial_weights == earlier
+    assert found.initial_weights == InitialWeights(**earlier)
     open_run = {"enabled": False, "simulated": True, "sites": {}}
     (folder / "model.json").write_text(json.dumps(card | {"privacy": open_run}))
     found = build(size="tiny", init=str(folder)).initial_weights
     assert (found.epsilon, found.simulated) == (None, False)
+
+
+RECORD = {"kind": "medfusion", "sha256": "c" * 64}
+WRONG = [
+    {"initial_weights": "abc"},
+    {"kind": ["a"]},
+    {"kind": "elsewhere"},
+    {"sha256": "north"},
+    {"epsilon": "x", "delta": 0.1},
+    {"epsilon": 1.0, "delta": "1e-5"},
+    {"epsilon": 1.0},
+    {"epsilon": float("inf"), "delta": 0.1},
+    {"patients": ["Ada"]},
+]
 
 
 @pytest.mark.parametrize(
@@ -330,6 +373,9 @@ def test_the_largest_epsilon_that_a_model_declares_is_recorded(tmp_path):
         {"privacy": {"sites": {"a": {"epsilon": float("nan"), "delta": 0.1}}}},
         {"privacy": "none"},
         {"initial_weights": 3},
+        {"privacy": {"sites": {"a": {"epsilon": 1.0, "delta": "1e-5"}}}},
+        *({"initial_weights": RECORD | wrong} for wrong in WRONG),
+        *({"initial_weights": RECORD | {"initial_weights": RECORD | wrong}} for wrong in WRONG),
     ],
 )
 def test_a_card_that_no_run_wrote_is_refused_before_the_training(tmp_path, change):

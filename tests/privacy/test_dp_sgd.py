@@ -351,6 +351,21 @@ def test_models_whose_samples_cannot_be_told_apart_are_refused(
         gradient_of_step(net, make_losses(net, x, y), everybody())
 
 
+def test_what_has_no_gradient_at_first_is_looked_at_later() -> None:
+    """Behind a projection that starts at zero, every gradient of the first step is zero."""
+    net, (x, y) = ReadsAWeightOutsideItsLayer(), make_data()
+    losses = make_losses(net, x, y)
+    loudness = 0.0
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with PrivateSteps(
+        net, optimizer, make_plan(), generator=torch.Generator(), physical_batch=32
+    ) as steps:
+        steps.step(everybody(), lambda index: loudness * losses(index))
+        loudness = 1.0
+        with pytest.raises(FederationError, match="do not add up"):
+            steps.step(everybody(), lambda index: loudness * losses(index))
+
+
 def test_use_of_a_layer_that_does_not_reach_the_loss_is_harmless() -> None:
     class Half(Net):
         def forward(self, x: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def test_a_quorum_lost_in_the_middle_ends_the_run_in_time(federation):
     begin = time.monotonic()
     with pytest.raises(FederationError, match="expected at least 2"):
         federation.run()
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 15  # every wait is .3 s
     assert len((federation.folder / "rounds.jsonl").read_text().splitlines()) == 1
     assert not (federation.folder / "summary.json").exists()
 

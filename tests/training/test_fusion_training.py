@@ -93,7 +93,7 @@ def trained(
         "steps": 3,
         "device": torch.device("cpu"),
         "physical_batch": 32,
-        "auxiliary_weights": {"tabular": 0.5, "text": 0.5},
+        "auxiliary_heads": 0.5,
         "masked_labels": 0.5,
     }
     fit(
@@ -109,7 +109,7 @@ def trained(
 
 def make_run(model: Model, **changes: Any) -> LocalRun:
     arguments: dict[str, Any] = {
-        "auxiliary_weights": {},
+        "auxiliary_heads": 0.0,
         "masked_labels": 0.0,
         "modality_dropout": 0.0,
     }
@@ -133,20 +133,19 @@ def test_the_loss_is_that_of_all_heads_over_what_a_study_has_and_is_not_told() -
     """Against a loop over studies, heads and labels."""
     model = make_model(auxiliary_heads=0.5, masked_labels=0.5)
     studies, index = Studies(), range(12)
-    weights = {"image": 9.0, "tabular": 0.5, "text": 2.0}
     inputs = studies.inputs(torch.tensor(index), torch.device("cpu"))
     inputs["label_states"] = torch.randint(
         0, 3, (12, L), generator=torch.Generator().manual_seed(1)
     )
     outputs = model.outputs(inputs)
-    run = make_run(model, auxiliary_weights=weights, masked_labels=0.5)
+    run = make_run(model, auxiliary_heads=0.7, masked_labels=0.5)
     found = run.losses(inputs, studies.labels[:12], studies.known[:12])
     for study in index:
         has = {"fused": 1.0}
         if study % 7:
-            has["tabular"] = 0.5
+            has["tabular"] = 0.7
         if study % 5:
-            has["text"] = 2.0
+            has["text"] = 0.7
         expected = 0.0
         for name, weight in has.items():
             for label in range(L):
@@ -168,15 +167,15 @@ def test_plain_is_the_loss_of_the_logits() -> None:
     expected = binary_cross_entropy_with_logits(model(inputs), labels, known, reduction="none")
     torch.testing.assert_close(run.losses(inputs, labels, known), expected.mean(dim=1))
     assert not make_run(model, masked_labels=0.1).plain
-    assert not make_run(model, auxiliary_weights={"text": 1.0}).plain
+    assert not make_run(model, auxiliary_heads=0.1).plain
 
 
 @PRIVATE_OR_NOT
 @pytest.mark.parametrize(
     "change",
     [
-        {"auxiliary_weights": {}},
-        {"auxiliary_weights": {"tabular": 0.5, "text": 1.5}},
+        {"auxiliary_heads": 0.0},
+        {"auxiliary_heads": 1.5},
         {"masked_labels": 0.0},
         {"masked_labels": 0.9},
     ],

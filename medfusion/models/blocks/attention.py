@@ -27,12 +27,12 @@ class Attention(nn.Module):
         key_BMD: Tensor,
         keep_BM: Tensor | None = None,
         gate_BM1: Tensor | None = None,
-        share_M: Tensor | None = None,
+        log_share_M: Tensor | None = None,
     ) -> Tensor:
         """Return [B, Q, D].
 
         ``keep_BM`` is False at keys that must not be seen; ``gate_BM1`` scales the values;
-        ``share_M`` is added to the scores.
+        ``log_share_M`` is added to the scores.
         """
         q_BHQE = self._split(self.query(query_BQD))
         key_BMD, value_BMD = self.key_value(key_BMD).chunk(2, dim=-1)
@@ -40,8 +40,8 @@ class Attention(nn.Module):
             value_BMD = value_BMD * gate_BM1
         k_BHME, v_BHME = self._split(key_BMD), self._split(value_BMD)
         scores_BHQM = q_BHQE @ k_BHME.transpose(-1, -2) / sqrt(q_BHQE.shape[-1])
-        if share_M is not None:
-            scores_BHQM = scores_BHQM + share_M
+        if log_share_M is not None:
+            scores_BHQM = scores_BHQM + log_share_M
         if keep_BM is not None:
             lowest = torch.finfo(scores_BHQM.dtype).min
             scores_BHQM = scores_BHQM.masked_fill(~keep_BM[:, None, None, :], lowest)

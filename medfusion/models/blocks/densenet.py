@@ -2,8 +2,8 @@
 
 BatchNorm mixes the samples of a batch, so GroupNorm takes its place; ReLU is out of place,
 since per-sample gradients need the activations. The weights of all convolutions but the stem's
-are standardised: without it, every other start did not learn fine textures and thin lines. The
-stem's are not, since filters of mean 0 see no brightness.
+are standardised by default (size 121 has plain ones): without it, every other start did not learn
+fine textures and thin lines. The stem's are not, since filters of mean 0 see no brightness.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -19,6 +19,7 @@ from medfusion.models.blocks.standardized import StandardizedConv2d
 Norm = Callable[[int], nn.Module]
 """Makes the norm of so many channels."""
 Convolution = type[nn.Conv2d]
+"""Makes a convolution: plain, or of standardised weights."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

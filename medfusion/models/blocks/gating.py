@@ -1,4 +1,4 @@
-"""Gates on tokens: how much of what a token offers goes into the fused logits.
+"""Gates on tokens: how much of what a token offers becomes evidence, for all heads.
 
 A gate starts nearly open, at .88 whatever the token, and hangs on that token alone.
 
@@ -23,15 +23,10 @@ class TokenGate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.gate = _nearly_open(width)
+        self.gate = nn.Linear(width, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, _OPEN)
 
     def forward(self, memory: Memory) -> Memory:
         """Return the memory with its gates."""
         return replace(memory, gate=self.gate(memory.tokens).sigmoid())
-
-
-def _nearly_open(width: int) -> nn.Linear:
-    linear = nn.Linear(width, 1)
-    nn.init.zeros_(linear.weight)
-    nn.init.constant_(linear.bias, _OPEN)
-    return linear

@@ -42,7 +42,7 @@ class LabelLayer(nn.Module):
         """Return the labels [B, L, D], and the evidence [B, L, D] gathered from each modality."""
         query = self.norm(labels_BLD)
         evidence = [
-            attention(query, memory.tokens, memory.keep, memory.gate, memory.share)
+            attention(query, memory.tokens, memory.keep, memory.gate, memory.log_share)
             for attention, memory in zip(self.gather.values(), memories, strict=True)
         ]
         for each in evidence:
@@ -139,7 +139,7 @@ class QueryHead(nn.Module):
 class PooledHead(nn.Module):
     """The mean of each modality's visible tokens, concatenated, through a two-layer perceptron.
 
-    A token counts in the mean as its ``share`` says.
+    A token counts in the mean as its ``log_share`` says.
     """
 
     def __init__(self, width: int, *, labels: int, memories: int) -> None:
@@ -163,7 +163,7 @@ class PooledHead(nn.Module):
 def _mean(memory: Memory) -> Tensor:
     """Weighted mean [B, D] over the visible tokens, of which the state token is one."""
     weight_BM1 = memory.keep.unsqueeze(-1).to(memory.tokens.dtype)
-    if memory.share is not None:
-        weight_BM1 = weight_BM1 * memory.share.exp().unsqueeze(-1)
+    if memory.log_share is not None:
+        weight_BM1 = weight_BM1 * memory.log_share.exp().unsqueeze(-1)
     tokens_BMD = memory.tokens if memory.gate is None else memory.tokens * memory.gate
     return (tokens_BMD * weight_BM1).sum(dim=1) / weight_BM1.sum(dim=1)

@@ -154,8 +154,8 @@ class ImageStreams(nn.Module):
         self.places = Places(grids, sizes.width)
         # The fine level's many tokens would leave the others' few next to nothing to say at first.
         counts = torch.tensor([height * breadth for height, breadth in grids])
-        self.share: Tensor
-        self.register_buffer("share", -counts.repeat_interleave(counts).log(), persistent=False)
+        self.log_share: Tensor
+        self.register_buffer("log_share", -counts.repeat_interleave(counts).log(), persistent=False)
         self.norm = nn.LayerNorm(sizes.width)
         self._freeze(frozen_stages)
 

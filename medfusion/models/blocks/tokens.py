@@ -23,14 +23,14 @@ class Memory:
     """Tokens [B, M, D] of one modality.
 
     ``keep`` [B, M] is False where a token is masked; ``gate`` [B, M, 1] scales what a token
-    gives (None: all of it); ``share`` [M] is the logarithm of the weight that a token starts with
-    (None: all the same).
+    gives (None: all of it); ``log_share`` [M] is the logarithm of the weight that a token
+    starts with (None: all the same).
     """
 
     tokens: Tensor
     keep: Tensor
     gate: Tensor | None = None
-    share: Tensor | None = None
+    log_share: Tensor | None = None
 
 
 class StateToken(nn.Module):

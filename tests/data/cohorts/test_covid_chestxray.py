@@ -139,6 +139,9 @@ def test_declared_patients_are_the_training_patients_and_the_config_runs(tmp_pat
     config = load_config(tmp_path / "out" / "config.toml")
     assert (config.run.rounds, config.server.min_sites, config.model.size) == (20, 2, "tiny")
     assert config.privacy.enabled
+    training = config.training
+    assert (training.schedule, training.augmentation) == ("cosine", "light")
+    assert training.rate_multipliers.given() == {"text": 0.1}
     for summary in imported.sites:
         data = load_site_data(tmp_path / "out" / "sites" / summary.name)
         training = np.unique(data.part(0).patient_ids)

@@ -55,7 +55,9 @@ def test_every_row_is_a_patient_with_32_inputs_and_four_labels(tmp_path):
     task = Task.load(tmp_path / "out" / "task.toml")
     assert len(task.features) == 32
     assert task.labels.names == LABELS
-    load_config(tmp_path / "out" / "config.toml")
+    config = load_config(tmp_path / "out" / "config.toml")
+    training = config.training
+    assert (config.run.rounds, training.schedule, training.loss.name) == (40, "cosine", "focal")
 
 
 def test_no_target_is_an_input():
