@@ -23,7 +23,11 @@ class StandardizedConv2d(nn.Conv2d):
 
 def standardized(weight: Tensor) -> Tensor:
     """Return weights [C', C, h, w] of which each output channel has mean 0 and norm 1."""
-    centred = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
-    squares = centred.square().sum(dim=(1, 2, 3), keepdim=True)
-    result: Tensor = centred * torch.rsqrt(squares + _SMALLEST)
-    return result
+    return standardized_with_scale(weight.flatten(1))[0].reshape(weight.shape)
+
+
+def standardized_with_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return standardised weights [C', P], and the factor [C', 1] on the centred ones."""
+    centred = weight - weight.mean(dim=1, keepdim=True)
+    scale = torch.rsqrt(centred.square().sum(dim=1, keepdim=True) + _SMALLEST)
+    return centred * scale, scale
