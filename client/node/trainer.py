@@ -8,7 +8,6 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
-from client.node.data_digest import data_sha256
 from client.node.releases import PaidReleases
 from medfusion.code_digest import code_sha256
 from medfusion.data.images import ImageCache
@@ -23,6 +22,7 @@ from medfusion.data.thresholds import (
     select_features,
     selection_sensitivity,
 )
+from medfusion.digests import sha256_of
 from medfusion.errors import DataError, FederationError
 from medfusion.evaluation.score_histograms import (
     NOISED_BINS,
@@ -91,7 +91,8 @@ class Trainer:
         self._train_studies = data.part(TRAIN)
         self._test_studies = _one_per_patient(data.part(TEST))
         images = self._cache.digests(data.studies.images) if self._cache else []
-        self._data_sha256 = data_sha256(data, images)
+        content = (*data.studies.content(images), data.split.tobytes())
+        self._data_sha256 = sha256_of(content)
         self._own_selection: Selection | None = None
         self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
         if not len(self._train_studies):

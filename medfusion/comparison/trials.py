@@ -5,7 +5,6 @@ therefore never run again, an unfinished one is resumed, and arms that ask for t
 (a pooled node under two strategies) share it.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from medfusion.comparison.arms import Arm
 from medfusion.config import RunConfig, config_text
 from medfusion.data.site_data import SiteData, pool
 from medfusion.data.split import TEST, Fold, split_of
+from medfusion.digests import sha256_of
 from medfusion.errors import MedFusionError
 from medfusion.models.local_files import local_files_sha256
 from medfusion.models.saved import load_model
@@ -90,7 +90,7 @@ def deal_folds(sites: Sequence[SiteData], count: int | None) -> list[FoldData]:
 def _fold_data(sites: Sequence[SiteData], fold: Fold | None, content: dict[str, str]) -> FoldData:
     dealt = tuple(site if fold is None else _resplit(site, fold) for site in sites)
     digests = {
-        site.name: _sha256(content[site.name].encode(), site.split.tobytes()) for site in dealt
+        site.name: sha256_of((content[site.name].encode(), site.split.tobytes())) for site in dealt
     }
     pooled = pool(dealt, name="pooled", state=dealt[0].state)
     return FoldData(fold, dealt, pooled, digests)
@@ -122,7 +122,7 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
     fold = [f"fold{data.fold.index + 1}of{data.fold.count}"] if data.fold else []
     for group, taking_part, digests in groups:
         parts = (group, config_text(config), *digests, files)
-        content = _sha256(*(part.encode() for part in parts))
+        content = sha256_of(part.encode() for part in parts)
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
         yield Trial(name, str(arm), config, taking_part)
 
@@ -183,15 +183,9 @@ def _score(trial: Trial, folder: Path, cache: Path) -> NDArray[np.float32]:
 def _content_sha256(site: SiteData) -> str:
     """Hash what a run reads of a site, the split apart; images by name and size."""
     studies = site.studies
-    arrays = (studies.study_ids, studies.patient_ids, studies.features, studies.labels)
     images = [f"{path}:{_size(path)}" if path else "" for path in studies.images]
-    return _sha256(
-        site.task.sha256.encode(),
-        site.config.model_dump_json().encode(),
-        *(np.ascontiguousarray(array).tobytes() for array in arrays),
-        *((note or "").encode() for note in studies.notes),
-        *(image.encode() for image in images),
-    )
+    described = (site.task.sha256.encode(), site.config.model_dump_json().encode())
+    return sha256_of((*described, *studies.content(images)))
 
 
 def _size(path: Path) -> int:
@@ -199,10 +193,3 @@ def _size(path: Path) -> int:
         return os.stat(path).st_size
     except OSError:
         return -1  # gone since the table was read: the run will say so
-
-
-def _sha256(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()

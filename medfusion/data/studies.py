@@ -1,5 +1,6 @@
 """A site's table as validated arrays."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -54,6 +55,13 @@ class Studies:
 
     def __repr__(self) -> str:
         return f"Studies({len(self)} studies, {self.n_patients} patients)"
+
+    def content(self, images: Iterable[str]) -> Iterator[bytes]:
+        """Yield all that a run reads, for a digest; ``images`` stand for what the files hold."""
+        for array in (self.study_ids, self.patient_ids, self.features, self.labels):
+            yield np.ascontiguousarray(array).tobytes()
+        yield from ((note or "").encode() for note in self.notes)
+        yield from (image.encode() for image in images)
 
     @property
     def n_patients(self) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medfusion.data.task import Task
+from medfusion.digests import file_sha256
 from medfusion.errors import ConfigError
-from medfusion.file_digests import file_sha256
 from medfusion.models.options import MedFusionNetOptions, ModelOptions
 from medfusion.models.pretrained import find_init, init_files
 from medfusion.models.registry import modalities_of

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medfusion.data.task import Task
+from medfusion.digests import file_sha256
 from medfusion.errors import ConfigError, DataError
-from medfusion.file_digests import file_sha256
 from medfusion.models.blocks.densenet121 import from_torchvision, is_torchvision
 from medfusion.models.blocks.exchange import TokensToMap
 from medfusion.models.contract import Model

@@ -190,7 +190,10 @@ class PrivateSteps:
         start at zero there is none in the first step.
         """
         # A parameter that a later normalisation cancels has a gradient of rounding errors only.
-        floor = _ROUNDING * max(float(gradient.norm()) for gradient in gradients.values())
+        norms = torch.stack([gradient.norm() for gradient in gradients.values()])
+        floor = _ROUNDING * float(norms.max())  # one wait for the device, not one a parameter
+        if not isfinite(floor):
+            return  # says nothing: look at the next batch
         for name in sorted(self._unchecked):
             gradient = gradients[name]
             found, expected = gradient.sum(0), self._parameters[name].grad

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from medfusion.digests import file_sha256
 from medfusion.errors import ConfigError
-from medfusion.file_digests import file_sha256
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,20 @@
-"""SHA-256 of files on this machine; a process reads a file once as long as it does not change."""
+"""SHA-256 of several parts, and of files on this machine.
+
+A process reads a file once as long as it does not change.
+"""
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+
+
+def sha256_of(parts: Iterable[bytes]) -> str:
+    """Return the hex digest of parts; where one ends and the next begins counts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 
-from medfusion.file_digests import file_sha256
+from medfusion.digests import file_sha256
 
 
 def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path):
