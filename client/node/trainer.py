@@ -37,7 +37,8 @@ from medfusion.models.registry import (
     modalities_of,
 )
 from medfusion.prediction import predict_logits
-from medfusion.privacy.histograms import noised
+from medfusion.privacy.gaussian_noise import noised
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.plan_costs import ReleaseKind
 from medfusion.privacy.run_plan import run_plan
@@ -134,7 +135,7 @@ class Trainer:
             plan=self._plan,
             steps=settings.training.steps_per_round(self._data.patients_public),
             public=stream(settings.seed, self._data.name, *names),
-            private=stream(self._secret, *names, content),
+            private=Keystream(self._secret, *names, content),
             device=self._device,
             physical_batch=compute.physical_batch,
             precision=compute.precision,
@@ -184,7 +185,7 @@ class Trainer:
                 score_histogram(logits, labels, known, bins=NOISED_BINS),
                 sensitivity=score_sensitivity(len(self._data.task.labels.names)),
                 noise_multiplier=self._plan.metrics_noise,
-                generator=stream(
+                keystream=Keystream(
                     self._secret, self.settings.run_id, "metrics", request.round, content
                 ),
             )
@@ -226,7 +227,7 @@ class Trainer:
             histograms,
             sensitivity=selection_sensitivity(task),
             noise_multiplier=self._plan.selection_noise,
-            generator=stream(self._secret, *names),
+            keystream=Keystream(self._secret, *names),
         )
 
     def _prepare(self, request: Received) -> tuple[StudyTensors, StudyTensors, Selection | None]:

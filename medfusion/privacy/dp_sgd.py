@@ -1,8 +1,8 @@
 """Steps of differentially private SGD: clip each patient's gradient, sum, add noise [1]_.
 
-Opacus computes per-sample gradients (hooks) and clips and noises them (`DPOptimizer`), set up
-from a `DpPlan` and from nothing else. What this module adds holds a patient's contribution to
-a step at C in cases that Opacus leaves open.
+Opacus computes per-sample gradients (hooks) and clips them (`DPOptimizer`); the noise is ours
+(`medfusion.privacy.gaussian_noise`). All is set up from a `DpPlan` and from nothing else. What
+this module adds holds a patient's contribution to a step at C in cases that Opacus leaves open.
 
 ======================================  ===================================================
 case                                    what happens
@@ -11,14 +11,24 @@ gradient in bfloat16                    cast to float32 before norms, clipping a
 gradient with an infinity or NaN        that patient contributes zero
 parameter that a batch did not use      zero per-sample gradients, noise as usual
 empty batch                             no forward pass; a step of noise alone
-logical batch above the physical one    clipped sums add up over chunks, noise comes once
+logical batch above the physical one    clipped sums add up over chunks, in float64; noise
+                                        comes once
 chunk that does not fit on the GPU      the physical batch is halved, that chunk repeated
 layer that mixes or hides samples       refused before the first update
 ======================================  ===================================================
 
+Sums in floating point move by more than C when one patient's gradient is emptied, because
+everything else is rounded anew [2]_. The noise is therefore sized for (1 + `SUM_SLACK`) C. A
+patient touches one chunk of b samples only. A float32 sum of b clipped gradients is off by at
+most b^2 2^-24 C in L2 norm (Higham: b units in the last place of the sum of norms), so two are
+by twice that: .012% of C at b = 32, and below the slack up to b = 90. That is a worst case,
+which grows as b^2, while errors that are not all of one sign grow about as b.
+
 References
 ----------
 .. [1] Abadi et al., "Deep learning with differential privacy", CCS 2016.
+.. [2] Casacuberta et al., "Widespread underestimation of sensitivity in differentially private
+   libraries and how to fix it", CCS 2022.
 """
 
 import warnings
@@ -26,7 +36,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import isfinite
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
@@ -36,7 +46,12 @@ from torch.optim import Optimizer
 
 from medfusion.errors import FederationError
 from medfusion.privacy import layer_gradients as layer_gradients  # registers them
+from medfusion.privacy.gaussian_noise import noised
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
+
+# How far float32 may carry a patient's contribution beyond the clipping norm, as a share of it.
+SUM_SLACK = 1e-3
 
 # Per-sample gradients add up to the batch's gradient: float32 does so to 1e-5 or better,
 # bfloat16 to 1e-2. A weight that is read outside its layer is off by half or more.
@@ -58,8 +73,8 @@ class PrivateSteps:
         Any optimiser over the model's trainable parameters.
     plan
         Clip, noise and denominator.
-    generator
-        Private; on the model's device. The noise comes from it.
+    keystream
+        For the noise of these steps alone. It is drawn on the CPU, whatever the device.
     physical_batch
         Most samples in one forward and backward pass.
     before_update
@@ -73,11 +88,14 @@ class PrivateSteps:
         optimizer: Optimizer,
         plan: DpPlan,
         *,
-        generator: torch.Generator,
+        keystream: Keystream,
         physical_batch: int,
         before_update: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
+        self._plan = plan
+        self._keystream = keystream
+        self._before_update = before_update
         self._physical_batch = physical_batch
         # Any: Opacus hangs attributes of its own on parameters.
         self._parameters: dict[str, Any] = {
@@ -89,16 +107,12 @@ class PrivateSteps:
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         # "sum": the loss that we differentiate is a sum over samples, each of its own.
         self._hooks = GradSampleHooks(model, loss_reduction="sum")
-        self._optimizer = DPOptimizer(
+        self._optimizer = _ClippingOnly(
             optimizer,
-            noise_multiplier=plan.noise_multiplier,
+            noise_multiplier=0.0,
             max_grad_norm=plan.max_grad_norm,
             expected_batch_size=plan.expected_batch,
-            loss_reduction="mean",  # divides by the expected batch, never by the drawn one
-            generator=generator,
         )
-        if before_update is not None:
-            self._optimizer.attach_step_hook(lambda _: before_update())
         self._unchecked = set(self._parameters)
 
     def __enter__(self) -> Self:
@@ -127,8 +141,11 @@ class PrivateSteps:
             Maps some of ``index``, [c], to their losses, float32 [c]. Each loss depends on its
             own sample alone.
         """
-        totals = {n: torch.zeros_like(p) for n, p in self._parameters.items()}
-        loss = torch.zeros((), device=next(iter(totals.values())).device)
+        device = next(iter(self._parameters.values())).device
+        size = sum(p.numel() for p in self._parameters.values())
+        sums = torch.zeros(size, dtype=torch.float64, device=device)
+        totals = self._shaped(sums)
+        loss = torch.zeros((), device=device)
         done = 0
         while done < len(index):
             chunk = index[done : done + self._physical_batch]
@@ -142,12 +159,32 @@ class PrivateSteps:
                 totals[name] += parameter.summed_grad
             loss += part
             done += len(chunk)
-        for name, parameter in self._parameters.items():
-            parameter.summed_grad = totals[name]
-            parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
-        self._optimizer.step()  # has nothing left to clip: adds noise, divides, updates
-        self._optimizer.zero_grad(set_to_none=True)
+        self._update(sums)
         return loss
+
+    def _update(self, sums: Tensor) -> None:
+        """Take the optimiser's step on clipped sums, float64 [P], once they have their noise."""
+        released = noised(
+            sums.cpu().numpy(),
+            sensitivity=(1 + SUM_SLACK) * self._plan.max_grad_norm,
+            noise_multiplier=self._plan.noise_multiplier,
+            keystream=self._keystream,
+        )
+        # By the expected batch, never by the drawn one.
+        mean = torch.from_numpy(released / self._plan.expected_batch)
+        gradients = self._shaped(mean.to(sums.device, torch.float32))
+        for name, parameter in self._parameters.items():
+            parameter.grad = gradients[name]
+        if self._before_update is not None:
+            self._before_update()
+        self._optimizer.original_optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _shaped(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return views of a vector [P], one in the shape of each parameter."""
+        parts = flat.split([p.numel() for p in self._parameters.values()])
+        shaped = zip(self._parameters.items(), parts, strict=True)
+        return {name: part.view(parameter.shape) for (name, parameter), part in shaped}
 
     def _clip(self, chunk: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
         """Leave the sum of the chunk's clipped gradients in each ``summed_grad``."""
@@ -227,6 +264,14 @@ class PrivateSteps:
                 del parameter._current_grad_sample
             if hasattr(parameter, "grad_sample"):
                 parameter.grad_sample = None
+
+
+class _ClippingOnly(DPOptimizer):  # type: ignore[misc]
+    """Opacus' clipping without its noise, and so without a step of its own."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> NoReturn:
+        """Refuse: raises `RuntimeError`."""
+        raise RuntimeError("Expected PrivateSteps.step, which adds the noise.")
 
 
 def _silence_non_finite(gradients: list[Tensor]) -> None:

@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from itertools import count
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medfusion.errors import DataError
+from medfusion.privacy.keystream import Keystream
 
 
 def poisson_batches(
-    patients: Tensor, *, sample_rate: float, steps: int, generator: torch.Generator
+    patients: Tensor, *, sample_rate: float, steps: int, keystream: Keystream
 ) -> Iterator[Tensor]:
     """Yield ``steps`` batches that each patient enters independently, at ``sample_rate``.
 
@@ -23,9 +26,10 @@ def poisson_batches(
     patients
         Int64 [N], each study's patient.
     sample_rate
-        Probability with which a patient enters a batch, 0 < sample_rate <= 1.
-    generator
-        A private CPU generator: knowing who was drawn undoes amplification by sampling.
+        Probability with which a patient enters a batch, 0 < sample_rate <= 1; taken down to
+        the next multiple of 2^-64.
+    keystream
+        Private: knowing who was drawn undoes amplification by sampling.
 
     Yields
     ------
@@ -33,11 +37,12 @@ def poisson_batches(
         Int64 [b], indices of studies, ordered by patient.
     """
     studies = _StudiesByPatient(patients)
+    draws, choices = keystream.child("draws"), keystream.child("choices")
     for _ in range(steps):
-        # Doubles: with floats, rates would be rounded to multiples of 2 ** -24.
-        draws = torch.rand(studies.patients, dtype=torch.float64, generator=generator)
-        choice = studies.choose(generator)  # for all, so that a choice hangs on nobody's draw
-        yield choice[draws < sample_rate]
+        drawn = torch.from_numpy(_below(draws.words(studies.patients), sample_rate))
+        # For all, so that a choice hangs on nobody's draw.
+        shares = (choices.words(studies.patients) >> np.uint64(11)) * 2.0**-53
+        yield studies.choose(torch.from_numpy(shares))[drawn]
 
 
 def epoch_batches(
@@ -68,7 +73,8 @@ def epoch_batches(
     taken = count()
     while True:
         order = torch.randperm(studies.patients, generator=generator)
-        for batch in torch.split(studies.choose(generator)[order], batch_size):
+        shares = torch.rand(studies.patients, dtype=torch.float64, generator=generator)
+        for batch in torch.split(studies.choose(shares)[order], batch_size):
             if next(taken) >= steps:
                 return
             yield batch
@@ -83,7 +89,17 @@ class _StudiesByPatient:
         self._starts = self._counts.cumsum(0) - self._counts
         self.patients = len(self._counts)
 
-    def choose(self, generator: torch.Generator) -> Tensor:
-        """Return one study of each patient, int64 [patients]."""
-        draws = torch.rand(self.patients, dtype=torch.float64, generator=generator)
-        return self._order[self._starts + (draws * self._counts).long()]
+    def choose(self, shares: Tensor) -> Tensor:
+        """Return one study of each patient, int64 [patients].
+
+        ``shares``, float64 [patients] in [0, 1), says how far down a patient's studies.
+        """
+        return self._order[self._starts + (shares * self._counts).long()]
+
+
+def _below(words: NDArray[np.uint64], rate: float) -> NDArray[np.bool_]:
+    """Whether each word is below ``rate`` times 2^64, compared as integers."""
+    threshold = int(rate * 2.0**64)  # exact before it is cut to an integer
+    if threshold == 2**64:
+        return np.ones(len(words), dtype=np.bool_)
+    return words < np.uint64(threshold)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches, poisson_batches
 from medfusion.randomness import spawn
@@ -43,7 +44,7 @@ def fit(
     plan: DpPlan | None,
     steps: int,
     public: torch.Generator,
-    private: torch.Generator,
+    private: Keystream,
     device: torch.device,
     physical_batch: int,
     precision: Precision = "auto",
@@ -68,9 +69,10 @@ def fit(
         CPU generator of shuffles, augmentation, modality dropout and told labels without
         privacy.
     private
-        CPU generator of all that is random under a plan: draws, choice of study,
-        augmentation, modality dropout, told labels and noise. What changes a study is among
-        them because draws from a public stream would depend on who else was drawn.
+        Gives all that is random under a plan: draws, choice of study, augmentation, modality
+        dropout, told labels and noise. What changes a study is among them because draws from
+        a public stream would depend on who else was drawn. For this round alone: a second
+        use is refused.
     physical_batch
         Most studies in one forward and backward pass; halved when they do not fit into GPU
         memory. The logical batch stays what ``options`` and ``plan`` say.
@@ -143,19 +145,20 @@ def _open_streams(run: LocalRun, public: torch.Generator) -> Streams:
     """Return streams of their own for what training hides and tells, if it does so at all."""
     if not (run.augmented or run.modality_dropout or run.masked_labels):
         return Streams(changes=public, modalities=public, labels=public)
-    changes, modalities, labels = (spawn(public, public.device) for _ in range(3))
+    changes, modalities, labels = (spawn(public) for _ in range(3))
     return Streams(changes=changes, modalities=modalities, labels=labels)
 
 
-def _fit_privately(run: LocalRun, plan: DpPlan, private: torch.Generator) -> float | None:
+def _fit_privately(run: LocalRun, plan: DpPlan, private: Keystream) -> float | None:
     """Train under a plan; returns the mean loss over those drawn, None if nobody was."""
     from medfusion.privacy.dp_sgd import PrivateSteps  # Opacus takes a second to import
 
     # Streams of their own, so that neither draws nor noise depend on how batches are cut.
-    cpu = torch.device("cpu")
-    devices = (cpu, cpu, run.device, cpu, cpu)
-    draws, dropout, noise, told, changes = (spawn(private, on) for on in devices)
-    streams = Streams(changes=changes, modalities=dropout, labels=told)
+    streams = Streams(
+        changes=private.torch_generator("augmentation"),
+        modalities=private.torch_generator("modality dropout"),
+        labels=private.torch_generator("told labels"),
+    )
 
     def losses(index: Tensor) -> Tensor:
         return run.losses(run.inputs(index, streams), *run.targets(index))
@@ -165,13 +168,13 @@ def _fit_privately(run: LocalRun, plan: DpPlan, private: torch.Generator) -> flo
         run.studies.patients,
         sample_rate=plan.sample_rate,
         steps=plan.steps_per_round,
-        generator=draws,
+        keystream=private.child("sampling"),
     )
     with PrivateSteps(
         run.model,
         run.optimizer,
         plan,
-        generator=noise,
+        keystream=private.child("noise"),
         physical_batch=run.physical_batch,
         before_update=run.pull,
     ) as private_steps:

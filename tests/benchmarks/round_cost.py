@@ -67,6 +67,7 @@ def one_arm(a: argparse.Namespace) -> dict[str, Any]:
     from medfusion.models.contract import trainable_state
     from medfusion.models.options import MedFusionNetOptions
     from medfusion.models.registry import build_model
+    from medfusion.privacy.keystream import Keystream
     from medfusion.privacy.options import PrivacyOptions
     from medfusion.privacy.plan import make_plan
     from medfusion.randomness import stream
@@ -102,7 +103,7 @@ def one_arm(a: argparse.Namespace) -> dict[str, Any]:
             plan=plan,
             steps=steps,
             public=stream(0, repeat),
-            private=stream(b"benchmark", repeat),
+            private=Keystream(bytes(32), repeat),
             device=device,
             physical_batch=a.physical_batch,
             precision=a.precision,

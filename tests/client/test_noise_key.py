@@ -16,11 +16,11 @@ USUAL = ('model.modalities=["tabular", "text"]', "selection.method=none", "run.r
 
 @pytest.fixture
 def key(cohort, tmp_path, monkeypatch):
-    """Ask a fresh Node for round 1; return the state of the generator that it trains with."""
-    states, folders = [], count()
+    """Ask a fresh Node for round 1; return the first words of the keystream it trains with."""
+    found, folders = [], count()
 
     def fit(*_, **arguments):
-        states.append(arguments["private"].get_state().numpy().tobytes())
+        found.append(arguments["private"].words(8).tobytes())
         return FitResult(steps=1, loss=None, seconds=0.0)
 
     monkeypatch.setattr(trainer, "fit", fit)
@@ -28,7 +28,7 @@ def key(cohort, tmp_path, monkeypatch):
     def ask(change=None):
         asker = NodeAsker(cohort, tmp_path / str(next(folders)), *USUAL, change=change)
         assert read_error(asker.ask("train")) is None
-        return states.pop()
+        return found.pop()
 
     return ask
 

@@ -5,6 +5,7 @@ B samples, P parameters in one vector, C the clipping norm.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medfusion.errors import FederationError
-from medfusion.privacy.dp_sgd import PrivateSteps
+from medfusion.privacy.dp_sgd import SUM_SLACK, PrivateSteps
+from medfusion.privacy.gaussian_noise import make_grid, noised
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 
 SAMPLES = 11  # equals no other dimension below
@@ -111,7 +114,7 @@ def gradient_of_step(
         net,
         optimizer,
         plan,
-        generator=torch.Generator().manual_seed(seed),
+        keystream=Keystream(bytes(32), seed),
         physical_batch=physical_batch,
         before_update=look,
     ) as steps:
@@ -196,11 +199,48 @@ def test_noise_has_the_planned_size_on_every_parameter(drawn: int) -> None:
     noise = torch.stack(
         [gradient_of_step(net, losses, index, plan=plan, seed=s) - signal for s in range(300)]
     )
-    sigma, draws = 1.7 * CLIP, len(noise)
+    sigma, draws = 1.7 * (1 + SUM_SLACK) * CLIP, len(noise)
     each = noise.double().std(dim=0)
     assert float((each / sigma - 1).abs().max()) < 5 / sqrt(2 * draws)
     assert abs(float(noise.double().std()) / sigma - 1) < 4.5 / sqrt(2 * noise.numel())
     assert abs(float(noise.double().mean())) < 4.5 * sigma / sqrt(noise.numel())
+
+
+def test_noise_is_one_release_on_the_grid_of_all_parameters() -> None:
+    net, plan = make_net(), replace(make_plan(noise_multiplier=1.7), expected_batch=1.0)
+    size = sum(p.numel() for p in net.parameters())
+    found = gradient_of_step(net, make_losses(net, *make_data()), torch.empty(0).long(), plan=plan)
+    sizes = {"sensitivity": (1 + SUM_SLACK) * CLIP, "noise_multiplier": 1.7}
+    released = noised(
+        torch.zeros(size).double().numpy(), **sizes, keystream=Keystream(bytes(32), 0)
+    )
+    assert torch.equal(found, torch.from_numpy(released).float())
+    grid = make_grid(coordinates=size, **sizes)
+    assert 1.7 * CLIP < grid.sigma < 1.7 * CLIP * 1.003
+
+
+def test_sums_over_pieces_keep_what_float32_would_drop() -> None:
+    """One sample of 2^25 and four of 1: their float32 sum, one by one, is 2^25."""
+    net = nn.Linear(1, 1, bias=False)
+    x = torch.tensor([[2.0**25], [1.0], [1.0], [1.0], [1.0]])
+    plan = replace(make_plan(clip=1e9), expected_batch=1.0)
+    losses = make_losses(net, x, torch.ones(5, 1))
+    found = gradient_of_step(net, losses, torch.arange(5), plan=plan, physical_batch=1)
+    assert found.tolist() == [2.0**25 + 4]
+
+
+def test_there_is_no_step_without_noise() -> None:
+    net = make_net()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    with PrivateSteps(
+        net, optimizer, make_plan(), keystream=Keystream(bytes(32)), physical_batch=4
+    ) as steps:
+        steps._clip(everybody(), make_losses(net, *make_data()))
+        with pytest.raises(RuntimeError, match="adds the noise"):
+            steps._optimizer.step()
+        optimizer.step()  # finds no gradients
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
 def test_two_steps_have_different_noise() -> None:
@@ -211,7 +251,7 @@ def test_two_steps_have_different_noise() -> None:
         net,
         optimizer,
         make_plan(1.0),
-        generator=torch.Generator().manual_seed(0),
+        keystream=Keystream(bytes(32)),
         physical_batch=4,
         before_update=lambda: seen.append(net.twice.weight.grad.flatten().clone()),
     ) as steps:
@@ -228,8 +268,8 @@ def test_empty_batch_is_a_step_of_noise_without_a_forward_pass() -> None:
         raise AssertionError("nothing to compute")
 
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    generator = torch.Generator().manual_seed(0)
-    with PrivateSteps(net, optimizer, plan, generator=generator, physical_batch=4) as steps:
+    keystream = Keystream(bytes(32))
+    with PrivateSteps(net, optimizer, plan, keystream=keystream, physical_batch=4) as steps:
         loss = steps.step(torch.empty(0, dtype=torch.int64), losses)
     assert float(loss) == 0
     for old, new in zip(before, net.parameters(), strict=True):
@@ -358,7 +398,7 @@ def test_what_has_no_gradient_at_first_is_looked_at_later() -> None:
     loudness = 0.0
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with PrivateSteps(
-        net, optimizer, make_plan(), generator=torch.Generator(), physical_batch=32
+        net, optimizer, make_plan(), keystream=Keystream(bytes(32)), physical_batch=32
     ) as steps:
         steps.step(everybody(), lambda index: loudness * losses(index))
         loudness = 1.0
@@ -389,6 +429,6 @@ def test_losses_are_summed_over_the_drawn() -> None:
     expected = losses(everybody()).sum().item()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     with PrivateSteps(
-        net, optimizer, make_plan(), generator=torch.Generator(), physical_batch=4
+        net, optimizer, make_plan(), keystream=Keystream(bytes(32)), physical_batch=4
     ) as steps:
         assert float(steps.step(everybody(), losses)) == pytest.approx(expected, rel=1e-5)

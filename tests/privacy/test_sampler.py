@@ -1,11 +1,14 @@
+from fractions import Fraction
 from itertools import pairwise
-from math import sqrt
+from math import floor, sqrt
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from medfusion.errors import DataError
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.sampler import epoch_batches, poisson_batches
 
 # Patient 7 has three studies, 2 has one, 5 has two; their rows are mixed.
@@ -17,7 +20,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def poisson(patients: Tensor, rate: float, steps: int, seed: int = 0) -> list[Tensor]:
-    return list(poisson_batches(patients, sample_rate=rate, steps=steps, generator=generator(seed)))
+    keystream = Keystream(bytes(32), seed)
+    return list(poisson_batches(patients, sample_rate=rate, steps=steps, keystream=keystream))
 
 
 def test_each_patient_is_drawn_at_the_rate_and_independently() -> None:
@@ -44,6 +48,42 @@ def test_a_drawn_patient_brings_one_study_each_as_likely() -> None:
     for studies in ([0, 3, 5], [2, 4]):
         expected = 6_000 / len(studies)
         assert all(abs(int(counts[s]) - expected) < 5 * sqrt(expected) for s in studies)
+
+
+def test_who_is_drawn_does_not_hang_on_how_many_studies_they_have() -> None:
+    single = torch.tensor([2, 5, 7])
+    for many, one in zip(poisson(PATIENTS, 0.4, 200), poisson(single, 0.4, 200), strict=True):
+        assert torch.equal(PATIENTS[many], single[one])
+
+
+class Scripted:
+    """Children give the words told for them; everybody's choice is the first study."""
+
+    def __init__(self, words: dict[str, list[int]]) -> None:
+        self.told = words
+
+    def child(self, name: str) -> "Scripted":
+        return Scripted({"": self.told[name]})
+
+    def words(self, count: int) -> np.ndarray:
+        assert count == len(self.told[""])
+        return np.array(self.told[""], dtype=np.uint64)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1 / 3, 0.5, 2.0**-70, 5e-300, 1 - 2.0**-53])
+def test_a_patient_is_drawn_exactly_where_the_word_is_below_the_rate(rate: float) -> None:
+    threshold = floor(Fraction(rate) * 2**64)  # a double is a fraction
+    words = [0, max(threshold - 1, 0), threshold, threshold + 1, 2**64 - 1]
+    scripted = Scripted({"draws": words, "choices": [0] * 5})
+    patients = torch.arange(5)
+    (batch,) = poisson_batches(patients, sample_rate=rate, steps=1, keystream=scripted)
+    assert batch.tolist() == [i for i, word in enumerate(words) if word < threshold]
+
+
+def test_the_largest_words_draw_everybody_at_rate_one_and_the_last_study() -> None:
+    scripted = Scripted({"draws": [2**64 - 1] * 3, "choices": [2**64 - 1] * 3})
+    (batch,) = poisson_batches(PATIENTS, sample_rate=1.0, steps=1, keystream=scripted)
+    assert batch.tolist() == [1, 4, 5]
 
 
 def test_rate_one_draws_every_patient() -> None:

@@ -13,6 +13,7 @@ from medfusion.models.contract import Model, trainable_state
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
 from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.training.local_run import make_autocast
 from medfusion.training.loop import fit
@@ -91,7 +92,7 @@ def train(
         model,
         studies or RandomStudies(),
         public=torch.Generator().manual_seed(1),
-        private=torch.Generator().manual_seed(2),
+        private=Keystream(bytes(32), 2),
         device=device,
         **(arguments | changes),
     )

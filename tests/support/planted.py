@@ -18,6 +18,7 @@ from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection, feature_label_histograms, select_features
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
+from medfusion.privacy.keystream import Keystream
 from medfusion.randomness import stream
 from medfusion.training.loop import fit
 from medfusion.training.options import TrainingOptions
@@ -97,7 +98,7 @@ def _train(
         plan=None,
         steps=effect.steps,
         public=stream(seed, effect.part, "order"),
-        private=stream(seed, "unused"),
+        private=Keystream(bytes(32)),  # without a plan nothing is drawn from it
         device=torch.device("cpu"),
         physical_batch=32,
     )

@@ -12,6 +12,7 @@ from medfusion.data.task import Task
 from medfusion.models.contract import Model, trainable_state
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.training.local_run import LocalRun, make_autocast
 from medfusion.training.loop import fit
@@ -101,7 +102,7 @@ def trained(
         studies or Studies(),
         plan=plan,
         public=torch.Generator().manual_seed(public),
-        private=torch.Generator().manual_seed(private),
+        private=Keystream(bytes(32), private),
         **(arguments | changes),
     )
     return torch.cat([value.detach().flatten() for value in trainable_state(model).values()])

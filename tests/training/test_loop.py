@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medfusion.errors import DataError
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches
 from medfusion.training.loop import FitResult, fit
@@ -95,7 +96,7 @@ def run(
         net,
         studies or Studies(),
         public=torch.Generator().manual_seed(public),
-        private=torch.Generator().manual_seed(private),
+        private=Keystream(bytes(32), private),
         **(arguments | changes),
     )
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medfusion.objectives.multilabel import per_sample_loss
 from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss, LossOptions
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches
 from medfusion.training.loop import FitResult, fit
@@ -88,7 +89,7 @@ def run(net: Net, *, public: int = 1, private: int = 2, **changes: Any) -> FitRe
         plan=plan,
         steps=5,
         public=torch.Generator().manual_seed(public),
-        private=torch.Generator().manual_seed(private),
+        private=Keystream(bytes(32), private),
         device=CPU,
         physical_batch=physical,
     )
