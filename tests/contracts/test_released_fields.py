@@ -17,6 +17,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from node_asker import NodeAsker
 from tabular_cohort import write_ward
 
+import medfusion.privacy as privacy_package
 from medfusion.transport.requests import ARRAYS, MESSAGE_TYPES, METRICS, REPLY
 
 PRIVATE = ("privacy.enabled=true", "privacy.target_epsilon=8", "training.steps=2")
@@ -26,6 +27,11 @@ LOSS = ("strategy.name=qfedavg", "strategy.client_learning_rate=0.1")
 DECLARED = "declared in site.toml and frozen, so nothing is learned from patients"
 WEIGHT = {"metrics.metrics.num-examples": ("int", f"patients_public, {DECLARED}")}
 HISTOGRAMS = {"arrays.arrays.histograms": ("float64", "counts, noised and charged under privacy")}
+RECEIPT = {  # beside every good reply
+    "config.receipt.uuid": ("str", "a random name of the ledger"),
+    "config.receipt.count": ("int", "its entries: plans, charges and replies, which are known"),
+    "config.receipt.tag": ("str", "MAC of the last entry under the site's secret"),
+}
 
 ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
     "describe": {
@@ -34,16 +40,18 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
         "config.reply.json.patients_public": ("int", DECLARED),
         "config.reply.json.delta": ("float", "the hospital's policy"),
         "config.reply.json.max_epsilon": ("float", "the hospital's policy"),
+        **RECEIPT,
     },
-    "select": HISTOGRAMS | WEIGHT,
+    "select": HISTOGRAMS | WEIGHT | RECEIPT,
     "train": {
         "arrays.arrays.PARAMETER": ("float32", "the model: clipped, noised and charged"),
         "config.reply.json.selected[]": ("int", "local selection only: from noised histograms"),
         "metrics.metrics.train_loss": ("float", "qfedavg only, which privacy refuses"),
         **WEIGHT,
+        **RECEIPT,
     },
-    "evaluate": HISTOGRAMS | WEIGHT,
-    "deliver": {"config.reply.json.delivered": ("bool", "always true")},
+    "evaluate": HISTOGRAMS | WEIGHT | RECEIPT,
+    "deliver": {"config.reply.json.delivered": ("bool", "always true"), **RECEIPT},
     "error": {
         "config.reply.error": ("str", "a class of errors"),
         "config.reply.message": ("str", "our own words, without patient data"),
@@ -146,11 +154,18 @@ def test_nothing_but_the_listed_fields_leaves(
         assert seen[kind].keys() == allowed.keys()
 
 
+def test_the_threat_model_names_every_field() -> None:
+    text = (Path(privacy_package.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for allowed in ALLOWED.values():
+        for path in allowed:
+            assert f"`{path}`" in text
+
+
 def test_under_privacy_neither_loss_nor_mask_leaves(
     private: NodeAsker, replies: dict[str, RecordDict]
 ) -> None:
     found = fields(replies["train"], private)
-    assert found.keys() == {"arrays.arrays.PARAMETER", "metrics.metrics.num-examples"}
+    assert found.keys() == {"arrays.arrays.PARAMETER", *WEIGHT, *RECEIPT}
 
 
 def test_under_privacy_no_cell_is_an_exact_count(replies: dict[str, RecordDict]) -> None:
