@@ -17,11 +17,13 @@ from medfusion.models.saved import save_model
 from medfusion.privacy.ledger import Ledger
 from medfusion.transport.arrays import from_record
 from medfusion.transport.requests import (
+    RECEIPT,
     Received,
     Request,
     RunSettings,
     SiteDescription,
     error_reply,
+    receipt_record,
     reply_with,
 )
 
@@ -76,7 +78,13 @@ class Node:
         try:
             if kind not in self._serve:
                 raise FederationError(f"unknown request {kind!r}")
-            return self._serve[kind](Received.parse(content))
+            request = Received.parse(content)
+            if request.receipt is not None:
+                self._ledger.check_receipt(request.receipt, self._secret)
+            reply = self._serve[kind](request)
+            # Beside the reply, whose stored bytes stay as they were when it is sent again.
+            receipt = receipt_record(self._ledger.receipt(self._secret))
+            return RecordDict({**reply, RECEIPT: receipt})
         except DataError as error:
             if self._simulated:
                 return error_reply(error)
