@@ -91,7 +91,7 @@ class Progress:
         chosen = data["selection"]
         return cls(
             selection=Selection.from_json(chosen, task) if chosen else None,
-            selected=data["selected"],
+            selected=data.get("selected", []),
             rounds=data["rounds"],
             histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
             cost=Cost(**data["cost"]),

@@ -155,7 +155,8 @@ def test_every_option_changes_the_result(tmp_path, setting):
     federation = Federation(tmp_path / "b", *ON, f"server.client_dp.{setting}", "run.rounds=1")
     other = federation.run()
     assert usual.client_dp != other.client_dp
-    same = np.allclose(*(next(iter(arrays_of(o).values())) for o in (usual, other)))
+    weights = (next(iter(arrays_of(outcome).values())) for outcome in (usual, other))
+    same = np.allclose(*weights, atol=1e-4)
     assert same == setting.startswith("delta")
 
 
