@@ -11,7 +11,7 @@ from medfusion.data.selection_options import SelectionOptions
 from medfusion.errors import ConfigError
 from medfusion.models.options import MedFusionNetOptions, ModelOptions
 from medfusion.options import FileSchema, Options, read_toml
-from medfusion.privacy.options import PrivacyOptions
+from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.toml_text import to_toml
 from medfusion.training.options import TrainingOptions
 
@@ -68,11 +68,18 @@ class ServerOptions(Options):
         Weight of the past in the running average of the rounds' models, which is then what is
         evaluated and delivered; 0 delivers the last round's model as it is. Sites train from
         the last round's model either way.
+    client_dp
+        Differential privacy of whole sites, besides that of patients; None: off.
     """
 
     min_sites: int = Field(default=2, ge=1)
     round_timeout: float = Field(default=3600.0, gt=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
+    client_dp: ClientDpOptions | None = None
+
+
+# Strategies that need nothing but the mean of the sites' models.
+_OF_THE_MEAN = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 
 
 class RunConfig(Options):
@@ -96,6 +103,17 @@ class RunConfig(Options):
                 "strategy.name = 'qfedavg' needs every site's training loss, which stays at the "
                 "site under privacy: expected another strategy, or privacy.enabled = false"
             )
+        if self.server.client_dp is not None:
+            if self.strategy.name not in _OF_THE_MEAN:
+                raise ValueError(
+                    f"strategy.name = {self.strategy.name!r} looks at single sites' updates, which "
+                    f"server.client_dp hides: expected one of {', '.join(_OF_THE_MEAN)}"
+                )
+            if self.selection.method != "none":
+                raise ValueError(
+                    f"selection.method = {self.selection.method!r} tells of single sites beside "
+                    "their updates, which server.client_dp does not cover: expected 'none'"
+                )
         return self
 
     def evaluation_rounds(self) -> tuple[int, ...]:

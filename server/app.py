@@ -19,6 +19,7 @@ from medfusion.models.local_files import local_files_sha256
 from medfusion.privacy.run_plan import run_plan
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
+from server.receipts import FILE_NAME, Receipts
 from server.results import model_card, write_results
 from server.roster import Roster, call_roll
 from server.rounds import RoundLoop, run_settings
@@ -39,7 +40,8 @@ def main(grid: Grid, context: Context) -> None:
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
     settings = run_settings(config, task)
     with RunProgress(Console(stderr=True)) as progress:
-        roster = call_roll(grid, config, task, warn=progress.warn)
+        receipts = Receipts(None if simulated else folder / FILE_NAME)
+        roster = call_roll(grid, config, task, warn=progress.warn, receipts=receipts)
         plans = {}
         for name, site in roster.sites.items():
             plan = run_plan(settings, task, patients_public=site.patients_public, delta=site.delta)
@@ -47,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
                 plans[name] = plan
                 for warning in plan.warnings:
                     progress.warn(f"site {name}: {warning}")
-        run = RunContext(grid, config, task, roster, plans, folder, simulated)
+        run = RunContext(grid, config, task, roster, plans, receipts, folder, simulated)
         files = local_files_sha256(config.model, task)
         fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)

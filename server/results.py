@@ -9,7 +9,7 @@ from typing import Any
 from medfusion.models.saved import save_model
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
-from server.run_state import Outcome, Progress, RunContext
+from server.run_state import Outcome, RunContext
 
 
 def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
         "sites": {name: array.tolist() for name, array in found.items()},
     }
     write_json(folder / "histograms.json", histograms)
-    summary = _summary(context, outcome.progress)
+    summary = _summary(context, outcome)
     from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
 
     build_report(folder, summary=summary)
@@ -64,7 +64,8 @@ def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:
     write_text(folder / "rounds.jsonl", lines)
 
 
-def _summary(context: RunContext, progress: Progress) -> dict[str, Any]:
+def _summary(context: RunContext, outcome: Outcome) -> dict[str, Any]:
+    progress = outcome.progress
     sites: dict[str, Any] = {}
     for name, site in context.roster.sites.items():
         histogram = progress.histograms.get(name)
@@ -77,6 +78,7 @@ def _summary(context: RunContext, progress: Progress) -> dict[str, Any]:
             "auroc_macro": own.auroc_macro if own else None,
             "epsilon": plan.epsilon() if plan else None,
             "delta": plan.delta if plan else None,
+            "max_epsilon": site.max_epsilon if plan else None,
         }
     overall = federated_metrics(progress.histograms, context.plans)
     return {
@@ -87,6 +89,8 @@ def _summary(context: RunContext, progress: Progress) -> dict[str, Any]:
         **asdict(progress.cost),
         "seed": context.config.run.seed,
         "ema": context.config.server.ema,
+        "client_dp": outcome.client_dp,
+        "selected": progress.selected,
     }
 
 

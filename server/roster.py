@@ -10,8 +10,15 @@ from flwr.serverapp import Grid
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, FederationError, MedFusionError
-from medfusion.transport.requests import Request, SiteDescription, read_reply, request_content
+from medfusion.transport.requests import (
+    Request,
+    SiteDescription,
+    read_receipt,
+    read_reply,
+    request_content,
+)
 from server.exchange import NoReplyError, broadcast, exchange
+from server.receipts import Receipts
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,18 @@ class Roster:
         return list(self.names)
 
 
-def call_roll(grid: Grid, config: RunConfig, task: Task, *, warn: Callable[[str], None]) -> Roster:
+def call_roll(
+    grid: Grid,
+    config: RunConfig,
+    task: Task,
+    *,
+    warn: Callable[[str], None],
+    receipts: Receipts,
+) -> Roster:
     """Wait for the quorum, ask every node who it is, and refuse what does not fit together.
 
     The first answer that does not fit ends the roll call. A node that is silent is left out of
-    the run, and ``warn`` is told.
+    the run, and ``warn`` is told. The ledgers' receipts go to ``receipts``.
 
     Raises
     ------
@@ -46,6 +60,7 @@ def call_roll(grid: Grid, config: RunConfig, task: Task, *, warn: Callable[[str]
 
     def check(node: str, reply: Message) -> None:
         _check_site(_description(node, reply), config, task)
+        read_receipt(reply.content)
 
     def on_reply(node: str, seconds: float, error: MedFusionError | None) -> None:
         if isinstance(error, NoReplyError):
@@ -62,7 +77,10 @@ def call_roll(grid: Grid, config: RunConfig, task: Task, *, warn: Callable[[str]
         on_reply=on_reply,
     )
     replies.require(config.server.min_sites)
-    return _roster({int(node): _description(node, reply) for node, reply in replies.good.items()})
+    found = {int(node): _description(node, reply) for node, reply in replies.good.items()}
+    roster = _roster(found)
+    receipts.take({roster.names[int(node)]: reply for node, reply in replies.good.items()})
+    return roster
 
 
 def _roster(found: dict[int, SiteDescription]) -> Roster:

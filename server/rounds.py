@@ -35,11 +35,13 @@ from medfusion.transport.requests import (
     Request,
     RunSettings,
     read_histograms,
+    read_receipt,
     request_config,
     request_content,
 )
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
+from server.client_dp import client_dp_of
 from server.exchange import Check, Replies, broadcast, exchange
 from server.federated_metrics import federated_metrics
 from server.local_selection import fill_unselected
@@ -69,6 +71,7 @@ class RoundLoop:
         self._frozen = frozen_sha256(model)
         self._origin = model.origin
         self._initial_weights = model.initial_weights
+        self._client_dp = client_dp_of(context, self._settings.run_id)
         local = self._settings.selection.method == "local"
         self._columns = model.feature_rows() if local else {}
 
@@ -92,7 +95,7 @@ class RoundLoop:
             write_rounds(self._context.folder, state.rounds)
         else:
             arrays, average, state = self._start, self._start, Progress()
-            state.selection = self._select(state.cost)
+            state.selection = self._select(state)
         for number in range(done + 1, rounds + 1):
             arrays, average, line = self._round(number, arrays, average, state)
             state.rounds.append(line)
@@ -101,7 +104,8 @@ class RoundLoop:
             self._store.save(checkpoint, self._strategy)
             write_rounds(self._context.folder, state.rounds)
             self._show.round_done(line, rounds=rounds)
-        return Outcome(average, self._frozen, self._initial_weights, state)
+        client_dp = self._client_dp.account() if self._client_dp else None
+        return Outcome(average, self._frozen, self._initial_weights, state, client_dp)
 
     def deliver(self, outcome: Outcome, card: dict[str, Any]) -> None:
         """Send the final model and its description to every hospital."""
@@ -116,7 +120,7 @@ class RoundLoop:
         self._exchange(messages, cost, number=self._config.run.rounds)
         outcome.progress.cost.add(cost)
 
-    def _select(self, total: Cost) -> Selection | None:
+    def _select(self, state: Progress) -> Selection | None:
         """Sum the sites' histograms and choose features from the sum."""
         options = self._settings.selection
         if options.method != "federated" or "tabular" not in modalities_of(
@@ -132,7 +136,8 @@ class RoundLoop:
         )
         cost = Cost()
         replies = self._exchange(messages, cost, check=partial(self._check_counts, nobody.shape))
-        total.add(cost)
+        state.cost.add(cost)
+        state.selected = list(replies.good)
         histograms = np.sum([read_histograms(r.content) for r in replies.good.values()], axis=0)
         plans = self._context.plans
         multipliers = [plans[name].selection_noise or 0.0 for name in replies.good if name in plans]
@@ -161,6 +166,7 @@ class RoundLoop:
         }
         if number in self._config.evaluation_rounds():
             line["metrics"] = self._evaluate(number, average, state, cost)
+            line["evaluated"] = list(state.histograms)
         cost.seconds = round(time.monotonic() - start, 4)
         state.cost.add(cost)
         return arrays, average, line | asdict(cost)
@@ -193,9 +199,11 @@ class RoundLoop:
         """Return the new model and the L2 norm of the step that led to it."""
         if self._columns:
             fill_unselected(replies.good, incoming, self._columns)
-        before = from_record(incoming)
+        before, good = from_record(incoming), list(replies.good.values())
+        if self._client_dp is not None:
+            good = [self._client_dp.combine(number, incoming, replies.good)]
         try:
-            found, _ = self._strategy.aggregate_train(number, list(replies.good.values()))
+            found, _ = self._strategy.aggregate_train(number, good)
         except AppExitException as error:
             raise FederationError(f"round {number}: the replies do not combine: {error}") from None
         if found is None:
@@ -256,6 +264,11 @@ class RoundLoop:
     ) -> Replies:
         """Exchange messages, count their cost, and require the quorum."""
         start = time.monotonic()
+        names, receipts = self._roster.names, self._context.receipts
+
+        def checked(name: str, reply: Message) -> None:
+            read_receipt(reply.content)
+            check(name, reply)
 
         def on_reply(name: str, seconds: float, error: MedFusionError | None) -> None:
             failed = str(error) if error else None
@@ -263,12 +276,13 @@ class RoundLoop:
 
         replies = exchange(
             self._context.grid,
-            messages,
-            self._roster.names,
+            [receipts.shown_to(names[m.metadata.dst_node_id], m) for m in messages],
+            names,
             timeout=self._config.server.round_timeout,
-            check=check,
+            check=checked,
             on_reply=on_reply,
         )
+        receipts.take(replies.good)
         cost.add(Cost(time.monotonic() - start, replies.bytes_up, replies.bytes_down))
         replies.require(self._config.server.min_sites, sound_data=self._context.simulated)
         return replies
@@ -289,7 +303,9 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
     }
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.
-    ours = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}
+    ours: dict[str, Any] = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}
+    if config.server.client_dp is not None:
+        ours["client_dp"] = config.server.client_dp.model_dump()
     content = draft.model_dump_json() + json.dumps(ours, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return draft.model_copy(update={"run_id": f"{config.run.name}-{digest}"})

@@ -15,6 +15,7 @@ from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.models.initial_weights import InitialWeights
 from medfusion.privacy.plan import DpPlan
+from server.receipts import Receipts
 from server.roster import Roster
 
 Histograms = dict[str, NDArray[Any]]
@@ -28,6 +29,8 @@ class RunContext:
     ----------
     plans
         The sites' privacy plans by name; empty without privacy.
+    receipts
+        What the sites' ledgers were seen to hold.
     folder
         The run folder.
     simulated
@@ -39,6 +42,7 @@ class RunContext:
     task: Task
     roster: Roster
     plans: Mapping[str, DpPlan]
+    receipts: Receipts
     folder: Path
     simulated: bool
 
@@ -60,9 +64,13 @@ class Cost:
 
 @dataclass
 class Progress:
-    """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone."""
+    """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone.
+
+    ``selected`` names the sites whose histograms the selection was made from.
+    """
 
     selection: Selection | None = None
+    selected: list[str] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     histograms: Histograms = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
@@ -71,6 +79,7 @@ class Progress:
         """Plain data that `from_json` turns into an equal object."""
         return {
             "selection": self.selection.to_json() if self.selection else None,
+            "selected": self.selected,
             "rounds": self.rounds,
             "histograms": {name: array.tolist() for name, array in self.histograms.items()},
             "cost": asdict(self.cost),
@@ -82,6 +91,7 @@ class Progress:
         chosen = data["selection"]
         return cls(
             selection=Selection.from_json(chosen, task) if chosen else None,
+            selected=data.get("selected", []),
             rounds=data["rounds"],
             histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
             cost=Cost(**data["cost"]),
@@ -92,10 +102,12 @@ class Progress:
 class Outcome:
     """What a finished run leaves: the model, what it needs to be used, and what was measured.
 
-    ``initial_weights`` is None if the run drew all of them.
+    ``initial_weights`` is None if the run drew all of them; ``client_dp`` is what the privacy of
+    whole sites cost, None without.
     """
 
     arrays: ArrayRecord
     frozen_sha256: str
     initial_weights: InitialWeights | None
     progress: Progress
+    client_dp: dict[str, Any] | None = None

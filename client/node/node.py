@@ -4,22 +4,26 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from flwr.app import RecordDict
 
-from client.node.policy import check_settings
+from client.node.policy import check_declared, check_exact, check_settings
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
+from medfusion.data.split import TEST, TRAIN
 from medfusion.errors import DataError, FederationError, LedgerError, MedFusionError
 from medfusion.models.saved import save_model
 from medfusion.privacy.ledger import Ledger
 from medfusion.transport.arrays import from_record
 from medfusion.transport.requests import (
+    RECEIPT,
     Received,
     Request,
     RunSettings,
     SiteDescription,
     error_reply,
+    receipt_record,
     reply_with,
 )
 
@@ -63,9 +67,9 @@ class Node:
         self._trainer: Trainer | None = None
         self._serve: dict[str, Callable[[Received], RecordDict]] = {
             "describe": self._describe,
-            "select": lambda request: self._run(request).select(),
-            "train": lambda request: self._run(request).train(request),
-            "evaluate": lambda request: self._run(request).evaluate(request),
+            "select": self._select,
+            "train": self._train,
+            "evaluate": self._evaluate,
             "deliver": self._deliver,
         }
 
@@ -74,7 +78,13 @@ class Node:
         try:
             if kind not in self._serve:
                 raise FederationError(f"unknown request {kind!r}")
-            return self._serve[kind](Received.parse(content))
+            request = Received.parse(content)
+            if request.receipt is not None:
+                self._ledger.check_receipt(request.receipt, self._secret)
+            reply = self._serve[kind](request)
+            # Beside the reply, whose stored bytes stay as they were when it is sent again.
+            receipt = receipt_record(self._ledger.receipt(self._secret))
+            return RecordDict({**reply, RECEIPT: receipt})
         except DataError as error:
             if self._simulated:
                 return error_reply(error)
@@ -99,6 +109,7 @@ class Node:
 
     def _describe(self, request: Received) -> RecordDict:
         policy = self._data.config.policy
+        check_declared(policy, self._data.patients_public)
         description = SiteDescription(
             site=self._data.name,
             task=self._data.task.to_json(),
@@ -107,6 +118,27 @@ class Node:
             max_epsilon=policy.max_epsilon,
         )
         return reply_with(description.model_dump(mode="json"))
+
+    def _select(self, request: Received) -> RecordDict:
+        trainer = self._run(request)
+        self._check_counted(trainer.settings, TRAIN)
+        return trainer.select()
+
+    def _train(self, request: Received) -> RecordDict:
+        trainer = self._run(request)
+        self._check_counted(trainer.settings, TRAIN)
+        return trainer.train(request)
+
+    def _evaluate(self, request: Received) -> RecordDict:
+        trainer = self._run(request)
+        self._check_counted(trainer.settings, TEST)
+        return trainer.evaluate(request)
+
+    def _check_counted(self, settings: RunSettings, part: int) -> None:
+        """Refuse what a deployed run without noise would tell about too few patients."""
+        if not self._simulated and not settings.privacy.enabled:
+            patients = np.unique(self._data.part(part).patient_ids)
+            check_exact(self._data.config.policy, len(patients))
 
     def _run(self, request: Received) -> Trainer:
         """Return the trainer of the request's run, kept warm while the run lasts."""

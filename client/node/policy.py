@@ -36,11 +36,7 @@ def check_settings(
             f"the run is for a task with hash {settings.task_sha256[:12]}, this site holds "
             f"{task.sha256[:12]}: give all sites the same task.toml"
         )
-    if patients_public < policy.min_patients:
-        raise ConfigError(
-            f"patients_public = {patients_public}: nothing leaves about fewer than "
-            f"[policy] min_patients = {policy.min_patients}"
-        )
+    check_declared(policy, patients_public)
     asked = settings.privacy.target_epsilon
     if settings.privacy.enabled and asked > policy.max_epsilon:
         raise ConfigError(
@@ -58,6 +54,38 @@ def check_settings(
     if isinstance(settings.model, MedFusionNetOptions):
         _check_encoder(settings.model.text.encoder)
         _check_init(settings.model)
+
+
+def check_declared(policy: PolicyOptions, patients_public: int) -> None:
+    """Refuse to say anything about too few patients, their number included.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if patients_public < policy.min_patients:
+        raise ConfigError(
+            "patients_public is below this site's [policy] min_patients = "
+            f"{policy.min_patients}: nothing leaves about so few patients, their number included"
+        )
+
+
+def check_exact(policy: PolicyOptions, patients: int) -> None:
+    """Refuse a release without noise that fewer than ``min_patients`` patients are behind.
+
+    Under privacy this must not be asked: the noise on every cell protects whoever is counted,
+    and a refusal that hangs on how many there are would itself be a release.
+
+    Raises
+    ------
+    FederationError
+    """
+    if patients < policy.min_patients:
+        raise FederationError(
+            "without privacy it would be exact, and about fewer patients than this site's "
+            f"[policy] min_patients = {policy.min_patients}: refused; expected "
+            "privacy.enabled = true"
+        )
 
 
 def _check_encoder(name: str) -> None:

@@ -100,10 +100,14 @@ def _show(result: dict[str, Any]) -> None:
         number = str(entry["round"]) if entry["round"] else "-"
         figure = _number(entry["epsilon"])
         releases.add_row(str(entry["row"]), _time(entry["at"]), entry["run"], what, number, figure)
-    runs = Table("run", "reserved, UTC", "epsilon alone", "rounds released", box=None)
+    runs = Table("run", "reserved, UTC", "what", "charged", "epsilon alone", box=None)
     for run in result["runs"]:
-        rounds = f"{run['rounds_released']} of {run['rounds']}"
-        runs.add_row(run["run"], _time(run["reserved"]), _number(run["epsilon"]), rounds)
+        for kind, part in run["kinds"].items():
+            charged = f"{part['charged']} of {part['releases']}"
+            runs.add_row(
+                run["run"], _time(run["reserved"]), kind, charged, _number(part["epsilon"])
+            )
+        runs.add_row("", "", "together", "", _number(run["epsilon"]))
     for table in (releases, runs):
         if table.rows:
             console.print(table)
@@ -119,11 +123,9 @@ def _time(at: str) -> str:
 
 def _sums(result: dict[str, Any]) -> list[str]:
     """Say in words what is reserved and left."""
-    share = 1 - result["remaining"] / result["max_epsilon"]
-    filled = round(share * _BAR)
     tight = result["fixed_in_advance"]
     lines = [
-        f"site {result['site']}  [{'#' * filled}{'.' * (_BAR - filled)}]",
+        f"site {result['site']}  {_bar(result)}  # released, + reserved, . left",
         f"reserved: epsilon {_number(result['epsilon'])} of {result['max_epsilon']:g} at delta "
         f"{result['delta']:g}; left: {result['remaining']:.3f}",
         f"with parameters fixed in advance: released {_number(tight['released'])}, reserved "
@@ -135,6 +137,15 @@ def _sums(result: dict[str, Any]) -> list[str]:
             f"planned run {plan['run']}: {plan['rounds_that_fit']} of {plan['rounds']} rounds fit"
         )
     return lines
+
+
+def _bar(result: dict[str, Any]) -> str:
+    """Draw the ceiling in parts; the released part in proportion to what is reserved."""
+    reserved = round((1 - result["remaining"] / result["max_epsilon"]) * _BAR)
+    tight = result["fixed_in_advance"]
+    share = (tight["released"] or 0.0) / tight["reserved"] if tight["reserved"] else 1.0
+    spent = round(reserved * share)
+    return f"[{'#' * spent}{'+' * (reserved - spent)}{'.' * (_BAR - reserved)}]"
 
 
 def _number(value: float | None) -> str:

@@ -33,6 +33,7 @@ from medfusion.errors import FederationError, LedgerError
 from medfusion.privacy.ledger_book import Book, Charge, Reservation, Slot
 from medfusion.privacy.ledger_chain import EMPTY, Entry, EntryKind, check_chain
 from medfusion.privacy.ledger_file import LEDGER, SCHEMA, TABLES, connect, insert, locked, naming
+from medfusion.privacy.ledger_receipt import Receipt, check_receipt
 from medfusion.privacy.ledger_witness import (
     Witness,
     check_witness,
@@ -116,6 +117,16 @@ class Ledger:
     def close(self) -> None:
         """Close the file; SQLite then folds its -wal into it."""
         self._connection.close()
+
+    def receipt(self, secret: bytes) -> Receipt:
+        """Return how far the ledger is, for the coordinator to keep."""
+        return Receipt.of(self.book, secret)
+
+    def check_receipt(self, receipt: Receipt, secret: bytes) -> None:
+        """Refuse to go on if the coordinator has seen more; raises `LedgerError`."""
+        with naming(self._path):
+            self._read()
+            check_receipt(receipt, self.book, secret)
 
     def reserve(
         self, run: str, *, settings_sha256: str, costs: PlanCosts, gate: Gate

@@ -5,7 +5,7 @@ from typing import Any
 
 from medfusion.privacy.accounting import Events, composed_epsilon, merged
 from medfusion.privacy.ledger_book import Book, Charge, Reservation
-from medfusion.privacy.plan_costs import PlanCosts
+from medfusion.privacy.plan_costs import PlanCosts, ReleaseKind
 from medfusion.privacy.renyi_filter import Gate
 
 
@@ -37,14 +37,27 @@ def statement(book: Book, gate: Gate, *, site: str) -> dict[str, Any]:
 
 
 def _run(book: Book, run: Reservation, gate: Gate) -> dict[str, Any]:
-    trained = sum(slot[:2] == (run.number, "train") for slot in book.slots)
+    """Tell a run's plan and, kind by kind, what each costs alone and how much was charged."""
+    charged = {kind: _charged(book, run, kind) for kind in run.costs.paid}
     return {
         "run": run.run,
         "reserved": run.at,
         "epsilon": _cost(run.costs.events(), gate),
         "rounds": run.costs.rounds,
-        "rounds_released": trained,
+        "rounds_released": charged["train"],
+        "kinds": {
+            kind: {
+                "releases": paid.releases,
+                "charged": charged[kind],
+                "epsilon": _cost(run.costs.of_kind(kind), gate),
+            }
+            for kind, paid in run.costs.paid.items()
+        },
     }
+
+
+def _charged(book: Book, run: Reservation, kind: ReleaseKind) -> int:
+    return sum(slot[:2] == (run.number, kind) for slot in book.slots)
 
 
 def _release(book: Book, charge: Charge, gate: Gate) -> dict[str, Any]:

@@ -35,3 +35,21 @@ class PrivacyOptions(Options):
     target_epsilon: float = 8.0
     shares: Shares = Shares()
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class ClientDpOptions(Options):
+    """Section ``[server.client_dp]``: differential privacy of whole sites (`server.client_dp`).
+
+    Attributes
+    ----------
+    clip
+        Largest L2 norm of a site's update in a round.
+    noise_multiplier
+        Standard deviation of the noise on the sum of the updates, over ``clip``.
+    delta
+        Of the epsilon that is reported for the run.
+    """
+
+    clip: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)

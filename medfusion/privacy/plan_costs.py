@@ -44,10 +44,13 @@ class PlanCosts:
 
     def events(self) -> Events:
         """Everything that the plan pays for, merged."""
-        return merged(
-            NoisedSums(p.each.noise_multiplier, p.each.sample_rate, p.each.count * p.releases)
-            for p in self.paid.values()
-        )
+        return merged(event for kind in self.paid for event in self.of_kind(kind))
+
+    def of_kind(self, kind: ReleaseKind, releases: int | None = None) -> Events:
+        """Return ``releases`` releases of one kind, or all that the plan pays for."""
+        paid = self.paid[kind]
+        each, count = paid.each, paid.releases if releases is None else releases
+        return merged([NoisedSums(each.noise_multiplier, each.sample_rate, each.count * count)])
 
     def in_rounds(self, rounds: int) -> "PlanCosts":
         """Return the same plan with fewer rounds, and no more evaluations than rounds."""

@@ -12,6 +12,9 @@ train          train              trainable state, ``num-examples``
 evaluate       evaluate           score histograms (array ``histograms``)
 deliver        query.deliver      nothing but the acknowledgement
 =============  =================  ==========================================
+
+Beside that, a good reply carries a `Receipt` of the site's ledger, and a request the newest one
+that the coordinator has of the site.
 """
 
 import json
@@ -26,6 +29,7 @@ from medfusion.data.selection_options import SelectionOptions
 from medfusion.errors import ConfigError, DataError, FederationError, MedFusionError
 from medfusion.models.options import ModelOptions
 from medfusion.options import Options
+from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.privacy.options import PrivacyOptions
 from medfusion.training.options import TrainingOptions
 
@@ -41,6 +45,7 @@ MESSAGE_TYPES: dict[RequestKind, str] = {
 
 # Names of the records in a message: Flower's strategies expect the first three.
 ARRAYS, CONFIG, METRICS, REPLY = "arrays", "config", "metrics", "reply"
+RECEIPT = "receipt"
 REQUEST_KEY, ROUND_KEY, MU_KEY = "request", "server-round", "proximal-mu"
 WEIGHT_KEY, LOSS_KEY = "num-examples", "train_loss"
 _HISTOGRAMS = "histograms"
@@ -92,6 +97,7 @@ class Received:
     round: int
     proximal_mu: float
     arrays: ArrayRecord | None
+    receipt: Receipt | None = None
 
     @classmethod
     def parse(cls, content: RecordDict) -> Self:
@@ -102,6 +108,7 @@ class Received:
             round=int(str(config.get(ROUND_KEY, 0))),
             proximal_mu=float(str(config.get(MU_KEY, 0.0))),
             arrays=content.array_records.get(ARRAYS),
+            receipt=read_receipt(content),
         )
 
 
@@ -143,6 +150,17 @@ def histogram_reply(histograms: NDArray[Any], weight: int) -> RecordDict:
 def read_histograms(content: RecordDict) -> NDArray[Any]:
     """Return the array of a histogram reply."""
     return content.array_records[ARRAYS][_HISTOGRAMS].numpy()
+
+
+def receipt_record(receipt: Receipt) -> ConfigRecord:
+    """Return the record, called `RECEIPT`, in which a receipt travels."""
+    return ConfigRecord(receipt.model_dump())
+
+
+def read_receipt(content: RecordDict) -> Receipt | None:
+    """Return the receipt in a message; raises `ConfigError` if it is none."""
+    record = content.config_records.get(RECEIPT)
+    return None if record is None else Receipt.parse(dict(record), where="receipt")
 
 
 _ERRORS: dict[str, type[MedFusionError]] = {

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from math import inf
 from pathlib import Path
@@ -13,7 +14,7 @@ from medfusion.cli.privacy import privacy
 from medfusion.data.site import load_site
 from medfusion.errors import ConfigError, LedgerError
 from medfusion.privacy import ledger_statement
-from medfusion.privacy.accounting import composed_epsilon
+from medfusion.privacy.accounting import composed_epsilon, merged
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.ledger_file import LEDGER
 from medfusion.privacy.ledger_witness import default_witnesses
@@ -77,6 +78,12 @@ def test_what_was_released_and_what_is_left(site: Path) -> None:
         assert entry["epsilon"] == composed_epsilon((each,), delta=1e-5)
     (run,) = found["runs"]
     assert (run["run"], run["rounds"], run["rounds_released"]) == ("study-1", 3, 2)
+    counts = {kind: (part["charged"], part["releases"]) for kind, part in run["kinds"].items()}
+    assert counts == {"select": (1, 1), "train": (2, 3), "evaluate": (0, 1)}
+    for kind, part in run["kinds"].items():
+        each = plan.paid[kind]
+        events = merged([each.each] * each.releases)
+        assert part["epsilon"] == composed_epsilon(events, delta=1e-5)
 
 
 def test_the_tables(site: Path) -> None:
@@ -84,7 +91,15 @@ def test_the_tables(site: Path) -> None:
     output = call(site).output
     assert "train (not sent)" in output
     assert "2 of 3" in output
-    assert "site north  [####" in output
+    assert "together" in output
+    found = told(site)
+    tight, (bar,) = found["fixed_in_advance"], re.findall(r"site north  \[([#+.]{40})\]", output)
+    reserved = bar.count("#") + bar.count("+")
+    assert bar == "".join(sorted(bar, key="#+.".index))
+    assert reserved == round(40 * found["epsilon"] / 8.0)
+    assert bar.count("#") == round(reserved * tight["released"] / tight["reserved"])
+    assert "#" in bar
+    assert "+" in bar
     assert "parameters fixed in advance: released" in output
 
 

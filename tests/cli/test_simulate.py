@@ -28,7 +28,7 @@ LOGISTIC = ("model.name=logistic", "run.rounds=2")
 IMAGES = ("privacy.enabled=false", "run.rounds=1", 'model.modalities=["image"]')
 SUMMARY_KEYS = {
     *("schema", "auroc_macro", "auprc_macro", "auroc", "brier", "ece", "sites", "rounds"),
-    *("seconds", "bytes_up", "bytes_down", "seed", "ema"),
+    *("seconds", "bytes_up", "bytes_down", "seed", "ema", "client_dp", "selected"),
 }
 
 

@@ -11,6 +11,7 @@ from node_asker import NodeAsker
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.config import load_config
+from medfusion.data.site_data import load_site_data
 from medfusion.data.thresholds import feature_label_histograms, first_study_per_patient
 from medfusion.errors import ConfigError, FederationError
 from medfusion.models.contract import trainable_state
@@ -373,6 +374,44 @@ def test_a_deployed_node_refuses_what_a_simulation_may(cohort, tmp_path, overrid
 def test_too_few_patients_for_the_policy_are_refused(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
     assert "min_patients = 10" in str(read_error(asker.ask("train")))
+
+
+def test_a_small_site_does_not_even_tell_how_small(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
+    for kind in ("describe", "train"):
+        message = str(read_error(asker.ask(kind)))
+        assert "min_patients = 10" in message
+        assert "9" not in message
+
+
+@pytest.mark.parametrize(("kind", "part"), [("select", 0), ("train", 0), ("evaluate", 2)])
+def test_exact_releases_about_too_few_patients_stay(cohort, tmp_path, kind, part):
+    """One patient short of the policy, however many studies; under privacy nobody asks."""
+
+    def allowing(data, minimum):
+        policy = data.config.policy.model_copy(
+            update={"allow_without_privacy": True, "min_patients": minimum}
+        )
+        config = data.config.model_copy(update={"policy": policy})
+        return replace(data, config=config, patients_public=200)
+
+    def answer(minimum, *overrides):
+        asker = Asker(
+            cohort,
+            tmp_path / f"{minimum}{len(overrides)}",
+            *overrides,
+            simulated=False,
+            change=lambda data: allowing(data, minimum),
+        )
+        return read_error(asker.ask(kind))
+
+    data = load_site_data(next((cohort / "sites").iterdir()))
+    patients = len(set(data.part(part).patient_ids))
+    assert answer(patients, "privacy.enabled=false") is None
+    refusal = answer(patients + 1, "privacy.enabled=false")
+    assert isinstance(refusal, FederationError)
+    assert f"min_patients = {patients + 1}" in str(refusal)
+    assert answer(patients + 1) is None
 
 
 def test_local_selection_keeps_its_histograms(cohort, tmp_path):

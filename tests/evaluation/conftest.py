@@ -85,6 +85,7 @@ def write_rounds(path: Path, names: list[str], overall: Metrics, *, private: boo
                     for name in names
                 },
                 "metrics": None if private and number < 12 else metrics,
+                "evaluated": [] if private and number < 12 else names,
             }
         )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -131,12 +132,14 @@ def write_run(
     summary: dict[str, Any] = {
         "schema": 1,
         **overall.to_json(LABELS),
+        "selected": names,
         "sites": {
             name: {
                 "patients": 240,
                 "auroc_macro": metrics_from_histogram(histograms[name]).auroc_macro,
                 "epsilon": PLAN["epsilon"] if private else None,
                 "delta": PLAN["delta"] if private else None,
+                "max_epsilon": 10.0 if private else None,
             }
             for name in names
         },

@@ -8,6 +8,7 @@ from medfusion.config import load_config
 from medfusion.data.task import Task
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
+from server.receipts import FILE_NAME, Receipts
 from server.roster import call_roll
 from server.rounds import RoundLoop
 from server.run_state import RunContext
@@ -37,13 +38,27 @@ class Federation:
         }
         self.grid = FakeGrid({node: self.sites[name] for node, name in NAMES.items()})
         self.warnings = []
+        self.receipts = Receipts(self.folder / FILE_NAME)
 
     def roll(self):
-        return call_roll(self.grid, self.config, self.task, warn=self.warnings.append)
+        return call_roll(
+            self.grid,
+            self.config,
+            self.task,
+            warn=self.warnings.append,
+            receipts=self.receipts,
+        )
 
     def loop(self):
         context = RunContext(
-            self.grid, self.config, self.task, self.roll(), {}, self.folder, simulated=False
+            self.grid,
+            self.config,
+            self.task,
+            self.roll(),
+            {},
+            self.receipts,
+            self.folder,
+            simulated=False,
         )
         strategy = build_strategy(self.config.strategy, min_sites=self.config.server.min_sites)
         store = CheckpointStore(self.folder / "checkpoint", "settings")

@@ -46,6 +46,19 @@ def test_every_request_names_the_frozen_weights(federation):
     assert len(card["frozen_sha256"]) == 64
 
 
+def test_it_is_recorded_whose_histograms_came(federation):
+    federation.grid.before = lambda kind, number: (
+        federation.grid.silent.add(7) if (kind, number) == ("evaluate", 2) else None
+    )
+    progress = federation.run().progress
+    assert progress.selected == sorted(PATIENTS)
+    assert [line["evaluated"] for line in progress.rounds] == [
+        sorted(PATIENTS),
+        ["east", "north"],
+        ["east", "north"],
+    ]
+
+
 @pytest.mark.parametrize(("strategy", "ema"), [("fedavg", 0.0), ("fedavg", 0.7), ("fedadam", 0.7)])
 def test_a_run_that_failed_goes_on_to_the_same_result(tmp_path, strategy, ema):
     settings = (f"strategy.name={strategy}", f"server.ema={ema}")

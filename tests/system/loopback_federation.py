@@ -162,4 +162,6 @@ def _set_up_site(site: Path, *, threads: int) -> None:
     assert changed == 1
     text, changed = re.subn(r"\[policy\]\n", "[policy]\nallow_without_privacy = true\n", text)
     assert changed == 1
+    text, changed = re.subn("min_patients = 10", "min_patients = 1", text)  # 60 have few to test
+    assert changed == 1
     toml.write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from medfusion.evaluation.report import figures, tables
+from medfusion.evaluation.report import budget, figures, tables
 from medfusion.evaluation.report.initial_weights import initial_weights_in_words
 from medfusion.evaluation.report.run_folder import Run, read_run
 
@@ -49,6 +49,8 @@ def _content(run: Run) -> dict[str, Any]:
     if run.counts is not None:
         labels, legends = tables.label_table(run)
         quality = [figures.roc_curves(run, legends), figures.reliability_diagram(run)]
+    spent = budget.budgets(run)
+    spending = figures.budget_figures(spent)
     return {
         "run": run,
         "key_figures": tables.key_figures(run),
@@ -63,7 +65,10 @@ def _content(run: Run) -> dict[str, Any]:
         "privacy_text": tables.privacy_covers(run),
         "initial_weights_text": initial_weights_in_words(run.card),
         "plans": tables.privacy_table(run),
-        "figures_json": _script_safe([*curves, *quality]),
+        "budgets": budget.budget_table(spent),
+        "spending": spending,
+        "client_dp_text": budget.client_dp_in_words(run),
+        "figures_json": _script_safe([*curves, *quality, *spending]),
         "plotly_js": get_plotlyjs(),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfusion.evaluation.metrics import CALIBRATION_BINS, FloatArray, reliability, sigmoid
+from medfusion.evaluation.report.budget import Budget
 from medfusion.evaluation.report.run_folder import Run
 from medfusion.evaluation.score_histograms import bin_centres
 
@@ -151,6 +152,60 @@ def reliability_diagram(run: Run) -> Figure:
         "the more studies. Click a label to show it."
     )
     return _square(figure, legend={"x": 0.02, "xanchor": "left", "y": 0.98, "yanchor": "top"})
+
+
+def budget_figures(budgets: Sequence[Budget]) -> list[Figure]:
+    """Return each hospital's ceiling in parts, and how epsilon was spent over the rounds."""
+    return [_budget_bars(budgets), _spending(budgets)] if budgets else []
+
+
+def _budget_bars(budgets: Sequence[Budget]) -> Figure:
+    names = [html.escape(one.site, quote=False) for one in budgets]
+    parts = (
+        ("released", PALETTE[0], [one.released for one in budgets]),
+        ("reserved, not released", "#9cc3de", [one.reserved - one.released for one in budgets]),
+        ("left of the ceiling", GRID, [one.left for one in budgets]),
+    )
+    traces = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": names,
+            "y": values,
+            "marker": {"color": color},
+            "hovertemplate": "%{y:.2f}",
+        }
+        for name, color, values in parts
+    ]
+    figure = _figure(
+        "budget", "Epsilon of each hospital", traces, x="", y="epsilon", height=320, from_zero=True
+    )
+    figure["layout"] |= {"barmode": "stack", "bargap": 0.45}
+    figure["layout"]["xaxis"]["type"] = "category"
+    return figure
+
+
+def _spending(budgets: Sequence[Budget]) -> Figure:
+    """One rising line for each hospital, and the ceilings."""
+    traces = []
+    for position, one in enumerate(budgets):
+        color = PALETTE[position % len(PALETTE)]
+        traces.append(_line(list(one.spent), list(one.spent.values()), one.site, color))
+    first, last = min(budgets[0].spent), max(budgets[0].spent)
+    for ceiling in sorted({one.ceiling for one in budgets if one.ceiling is not None}):
+        trace = _background([first, last], [ceiling, ceiling], "ceiling", dash="dash")
+        traces.append(trace | {"hovertemplate": f"ceiling {ceiling:g}"})
+    figure = _figure(
+        "spending",
+        "Epsilon released, by round",
+        traces,
+        x="round",
+        y="epsilon, composed so far",
+        height=320,
+        from_zero=True,
+    )
+    figure["note"] = "Round 0: selection. Dashed: the hospitals' ceilings."
+    return figure
 
 
 def _line(

@@ -1,0 +1,211 @@
+"""Differential privacy of whole sites, added by the coordinator.
+
+**Unit and adjacency.** A site: one site's updates, of all rounds, replaced by zero. **Mechanism.**
+Each site's update (its reply minus the model it was sent) is clipped to L2 norm C over all
+parameters together; the sum over the sites that answered gets Gaussian noise of standard
+deviation z C, and is divided by the number of sites of the run, which is public and the same in
+each round whoever answers [1]_. The strategy sees the resulting model only, as if one site had
+sent it. **Covered:** the models of all rounds, and what is computed from them. **Not covered:**
+what the coordinator itself sees, metrics, and who took part. Sampled sites (``fraction_train``)
+are accounted for as if all took part: they are drawn from the run's public seed, which hides
+nothing.
+
+With few sites the noise drowns the mean: it has z C / n in each coordinate, and a useful epsilon
+takes thousands of sites. Four hospitals give no utility.
+
+References
+----------
+.. [1] McMahan, Ramage, Talwar and Zhang, "Learning differentially private recurrent language
+   models", ICLR 2018 (the fixed-denominator estimator).
+"""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from medfusion.errors import DataError
+from medfusion.privacy.accounting import NoisedSums, composed_epsilon
+from medfusion.privacy.histograms import noised
+from medfusion.privacy.options import ClientDpOptions
+from medfusion.randomness import stream
+from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
+from server.run_state import RunContext
+
+Vector = NDArray[np.float64]
+
+_LEDGER, _SECRET = "client-dp.json", "client-dp.secret"
+_SECRET_BYTES = 32
+
+
+def clipped_update(reply: ArrayRecord, incoming: ArrayRecord, clip: float) -> Vector:
+    """Return a site's update as one vector of L2 norm at most ``clip`` (to float64 rounding).
+
+    Floating-point arrays count, in the order of their names, those without dimensions too;
+    whole-number buffers do not. An update that is not finite counts as none.
+    """
+    parts = [
+        reply[name].numpy().astype(np.float64).ravel()
+        - incoming[name].numpy().astype(np.float64).ravel()
+        for name in _float_names(incoming)
+    ]
+    update = np.concatenate(parts)
+    norm = float(np.linalg.norm(update))
+    if not math.isfinite(norm):
+        return np.zeros_like(update)
+    return update if norm <= clip else update * (clip / norm)
+
+
+@dataclass(frozen=True)
+class ClientDp:
+    """Turns the replies of a round into one that is private of each site.
+
+    Parameters
+    ----------
+    sites
+        The sites of the run: the public denominator.
+    folder
+        The run folder, where the charges are kept.
+    secret
+        Root of the noise, the coordinator's own.
+    """
+
+    options: ClientDpOptions
+    run_id: str
+    sites: int
+    folder: Path
+    secret: bytes = field(repr=False)
+
+    def combine(
+        self, number: int, incoming: ArrayRecord, replies: Mapping[str, Message]
+    ) -> Message:
+        """Return one reply that carries the noised mean model of round ``number``.
+
+        The round is charged first. The same updates get the same noise, so that a round which
+        was interrupted is paid once; other updates of the same round are charged anew.
+        """
+        clip = self.options.clip
+        total = np.zeros(sum(incoming[name].numpy().size for name in _float_names(incoming)))
+        for name in sorted(replies):
+            arrays = replies[name].content.array_records[ARRAYS]
+            total += clipped_update(arrays, incoming, clip)
+        content = _content(incoming, total)
+        self._charge(number, content)
+        names = (self.run_id, "client-dp", number, content)
+        total = noised(
+            total,
+            sensitivity=clip,
+            noise_multiplier=self.options.noise_multiplier,
+            generator=stream(self.secret, *names),
+        )
+        arrays = _moved(incoming, total / self.sites)
+        content_of = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT_KEY: 1})})
+        return Message(content_of, 0, "train")
+
+    def account(self) -> dict[str, Any]:
+        """Return what the run's rounds cost so far, as plain JSON data."""
+        charges = [charge for charge in self._charges() if charge["run"] == self.run_id]
+        events = (NoisedSums(self.options.noise_multiplier, 1.0, len(charges)),)
+        delta = self.options.delta
+        return {
+            "epsilon": composed_epsilon(events, delta=delta) if charges else 0.0,
+            "delta": delta,
+            "clip": self.options.clip,
+            "noise_multiplier": self.options.noise_multiplier,
+            "sites": self.sites,
+            "releases": len(charges),
+        }
+
+    def _charge(self, number: int, content: str) -> None:
+        """Bring a round's charge to the disk, unless it is there."""
+        charges = self._charges()
+        charge = {"run": self.run_id, "round": number, "content": content}
+        if charge not in charges:
+            path = self.folder / _LEDGER
+            partial = path.with_name(f".{_LEDGER}.partial")
+            with partial.open("w", encoding="utf-8") as file:
+                json.dump({"schema": 1, "charges": [*charges, charge]}, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+
+    def _charges(self) -> list[dict[str, Any]]:
+        path = self.folder / _LEDGER
+        if not path.exists():
+            return []
+        try:
+            charges = json.loads(path.read_text(encoding="utf-8"))["charges"]
+            assert isinstance(charges, list)
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{path}: expected the charges of this run, found a damaged file; restore it from "
+                "a backup"
+            ) from None
+        return charges
+
+
+def coordinators_secret(folder: Path, *, seed: int, simulated: bool) -> bytes:
+    """Return the root of the coordinator's noise, made once and readable by its owner only.
+
+    A simulation derives it from the run's seed; its noise protects nobody.
+    """
+    if simulated:
+        return hashlib.sha256(f"simulated coordinator's secret/{seed}".encode()).digest()
+    path = folder / _SECRET
+    if not path.exists():
+        partial = path.with_name(f".{_SECRET}.partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    secret = path.read_bytes()
+    if len(secret) != _SECRET_BYTES:
+        raise DataError(
+            f"{path}: expected {_SECRET_BYTES} bytes, found {len(secret)}; restore it from a backup"
+        )
+    return secret
+
+
+def client_dp_of(context: RunContext, run_id: str) -> ClientDp | None:
+    """Return what ``[server.client_dp]`` of a run asks for; None if nothing."""
+    options, seed = context.config.server.client_dp, context.config.run.seed
+    if options is None:
+        return None
+    secret = coordinators_secret(context.folder, seed=seed, simulated=context.simulated)
+    return ClientDp(options, run_id, len(context.roster.sites), context.folder, secret)
+
+
+def _float_names(record: ArrayRecord) -> list[str]:
+    return sorted(
+        name for name, array in record.items() if np.issubdtype(array.numpy().dtype, np.floating)
+    )
+
+
+def _moved(incoming: ArrayRecord, update: Vector) -> ArrayRecord:
+    """Return the model plus an update, in the arrays' own shapes and types."""
+    moved, start = dict(incoming.items()), 0
+    for name in _float_names(incoming):
+        before = incoming[name].numpy()
+        step = update[start : start + before.size].reshape(before.shape)
+        moved[name] = Array(np.asarray(before.astype(np.float64) + step, before.dtype))
+        start += before.size
+    return ArrayRecord(moved)
+
+
+def _content(incoming: ArrayRecord, total: Vector) -> str:
+    """Hash what a release depends on."""
+    digest = hashlib.sha256(total.tobytes())
+    for name in sorted(incoming):
+        digest.update(incoming[name].data)
+    return digest.hexdigest()
