@@ -67,7 +67,8 @@ class BookKeeping:
     ) -> dict[str, Tensor]:
         """Go back through the graph; return the batch's gradients by those compared."""
         total, names = each.sum(), list(compared)
-        inputs = [*notes.first, *(self._parameters[name] for name in names)]
+        # Any: its annotation takes tensors or edges, but not some of each.
+        inputs: list[Any] = [*notes.first, *(self._parameters[name] for name in names)]
         if not inputs or not total.requires_grad:
             return {}
         if names:
