@@ -1,8 +1,8 @@
 """Steps of differentially private SGD: clip each patient's gradient, sum, add noise [1]_.
 
-Opacus computes per-sample gradients (hooks) and clips them (`DPOptimizer`); the noise is ours
-(`medfusion.privacy.gaussian_noise`). All is set up from a `DpPlan` and from nothing else. What
-this module adds holds a patient's contribution to a step at C in cases that Opacus leaves open.
+Per-sample gradients come from book-keeping (`medfusion.privacy.book_keeping`), or from Opacus'
+hooks where a layer has no rule there. They are clipped and added up by `Clipper`, and noised by
+`medfusion.privacy.gaussian_noise`, all set up from a `DpPlan` and from nothing else.
 
 ======================================  ===================================================
 case                                    what happens
@@ -31,32 +31,31 @@ References
    libraries and how to fix it", CCS 2022.
 """
 
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from math import isfinite
+from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, cast
+from typing import Self
 
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medfusion.errors import FederationError
-from medfusion.privacy import layer_gradients as layer_gradients  # registers them
+from medfusion.privacy.book_keeping.engine import BookKeeping
+from medfusion.privacy.clipping import Clipper, GradientEngine
 from medfusion.privacy.gaussian_noise import noised
 from medfusion.privacy.keystream import Keystream
+from medfusion.privacy.opacus_hooks import OpacusHooks
 from medfusion.privacy.plan import DpPlan
 
 # How far float32 may carry a patient's contribution beyond the clipping norm, as a share of it.
 SUM_SLACK = 1e-3
 
-# Per-sample gradients add up to the batch's gradient: float32 does so to 1e-5 or better,
-# bfloat16 to 1e-2. A weight that is read outside its layer is off by half or more.
-_MISMATCH = 0.05
-_ROUNDING = 1e-4  # of the largest gradient of any parameter
+
+def engine_for(model: nn.Module) -> GradientEngine:
+    """Return the fastest engine that knows all of a model's trained layers."""
+    return BookKeeping(model) if BookKeeping.knows(model) else OpacusHooks(model)
 
 
 class PrivateSteps:
@@ -92,28 +91,13 @@ class PrivateSteps:
         physical_batch: int,
         before_update: Callable[[], None] | None = None,
     ) -> None:
-        self._model = model
         self._plan = plan
         self._keystream = keystream
         self._before_update = before_update
         self._physical_batch = physical_batch
-        # Any: Opacus hangs attributes of its own on parameters.
-        self._parameters: dict[str, Any] = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        }
-        # The hooks of the first layer fire without a gradient of its input, as they should.
-        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-        # "sum": the loss that we differentiate is a sum over samples, each of its own.
-        self._hooks = GradSampleHooks(model, loss_reduction="sum")
-        self._optimizer = _ClippingOnly(
-            optimizer,
-            noise_multiplier=0.0,
-            max_grad_norm=plan.max_grad_norm,
-            expected_batch_size=plan.expected_batch,
-        )
-        self._unchecked = set(self._parameters)
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._clipper = Clipper(model, engine_for(model), max_grad_norm=plan.max_grad_norm)
+        self._optimizer = optimizer
 
     def __enter__(self) -> Self:
         return self
@@ -124,11 +108,9 @@ class PrivateSteps:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._hooks.cleanup()
-        self._forget_samples()
+        self._clipper.close()
         for parameter in self._parameters.values():
             parameter.grad = None
-            del parameter.summed_grad
 
     def step(self, index: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
         """Take one step on the drawn samples; returns the sum of their losses (a secret).
@@ -151,13 +133,13 @@ class PrivateSteps:
             chunk = index[done : done + self._physical_batch]
             part = None
             with suppress(torch.OutOfMemoryError):  # past it, the exception holds no tensors
-                part = self._clip(chunk, losses)
+                part = self._clipper.clip(partial(losses, chunk))
             if part is None:
                 self._halve()
                 continue
-            for name, parameter in self._parameters.items():
-                totals[name] += parameter.summed_grad
-            loss += part
+            for name, gradient in part.gradients.items():
+                totals[name] += gradient
+            loss += part.loss
             done += len(chunk)
         self._update(sums)
         return loss
@@ -177,7 +159,7 @@ class PrivateSteps:
             parameter.grad = gradients[name]
         if self._before_update is not None:
             self._before_update()
-        self._optimizer.original_optimizer.step()
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
     def _shaped(self, flat: Tensor) -> dict[str, Tensor]:
@@ -186,100 +168,8 @@ class PrivateSteps:
         shaped = zip(self._parameters.items(), parts, strict=True)
         return {name: part.view(parameter.shape) for (name, parameter), part in shaped}
 
-    def _clip(self, chunk: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
-        """Leave the sum of the chunk's clipped gradients in each ``summed_grad``."""
-        try:
-            each = losses(chunk)
-            torch.autograd.backward(each.sum())
-            gradients = {n: self._per_sample(n, len(chunk)) for n in self._parameters}
-            if self._unchecked:
-                self._check(gradients)
-            _silence_non_finite(list(gradients.values()))
-            for name, parameter in self._parameters.items():
-                parameter.grad_sample = gradients[name]
-                parameter.summed_grad = None
-            self._optimizer.clip_and_accumulate()
-            return each.detach().nan_to_num(0.0, 0.0, 0.0).sum()
-        finally:
-            self._forget_samples()
-            self._optimizer.original_optimizer.zero_grad(set_to_none=True)
-
-    def _per_sample(self, name: str, samples: int) -> Tensor:
-        """Return a parameter's per-sample gradients, float32 [samples, *shape]."""
-        parameter = self._parameters[name]
-        gradient = parameter.grad_sample
-        if gradient is None:  # Opacus waits for a use of it that did not reach the loss
-            gradient = getattr(parameter, "_current_grad_sample", None)
-        if gradient is None:
-            return torch.zeros(samples, *parameter.shape, device=parameter.device)
-        if gradient.shape[0] != samples:
-            raise FederationError(
-                f"parameter {name!r} cannot be trained privately: expected gradients of "
-                f"{samples} samples, found {gradient.shape[0]} rows; keep the batch in the first "
-                "dimension of every layer's input"
-            )
-        return cast(Tensor, gradient.float())
-
-    def _check(self, gradients: dict[str, Tensor]) -> None:
-        """Refuse a model with gradients that the hooks do not see.
-
-        A parameter is looked at until it has had a gradient to look at: behind projections that
-        start at zero there is none in the first step.
-        """
-        # A parameter that a later normalisation cancels has a gradient of rounding errors only.
-        norms = torch.stack([gradient.norm() for gradient in gradients.values()])
-        floor = _ROUNDING * float(norms.max())  # one wait for the device, not one a parameter
-        if not isfinite(floor):
-            return  # says nothing: look at the next batch
-        for name in sorted(self._unchecked):
-            gradient = gradients[name]
-            found, expected = gradient.sum(0), self._parameters[name].grad
-            expected = torch.zeros_like(found) if expected is None else expected
-            difference = float((found - expected).norm())
-            size = float(gradient.norm() + expected.norm())
-            if not isfinite(difference) or size <= floor:
-                continue  # says nothing: look at the next batch
-            if difference > _MISMATCH * size + floor:
-                raise FederationError(
-                    f"parameter {name!r} cannot be trained privately: its per-sample gradients "
-                    "do not add up to its gradient; use it through its own layer only, with one "
-                    "tensor as input"
-                )
-            self._unchecked.discard(name)
-
     def _halve(self) -> None:
         if self._physical_batch == 1:
             raise FederationError("one study does not fit into GPU memory: use a smaller model")
         self._physical_batch //= 2
         torch.cuda.empty_cache()
-
-    def _forget_samples(self) -> None:
-        """Drop what the hooks keep of samples, also after a pass that was cut short."""
-        for module in self._model.modules():
-            for name in ("activations", "max_batch_len"):
-                if name in module.__dict__:
-                    delattr(module, name)
-        for parameter in self._parameters.values():
-            if hasattr(parameter, "_current_grad_sample"):
-                del parameter._current_grad_sample
-            if hasattr(parameter, "grad_sample"):
-                parameter.grad_sample = None
-
-
-class _ClippingOnly(DPOptimizer):  # type: ignore[misc]
-    """Opacus' clipping without its noise, and so without a step of its own."""
-
-    def step(self, closure: Callable[[], float] | None = None) -> NoReturn:
-        """Refuse: raises `RuntimeError`."""
-        raise RuntimeError("Expected PrivateSteps.step, which adds the noise.")
-
-
-def _silence_non_finite(gradients: list[Tensor]) -> None:
-    """Set to zero, in place, every parameter's gradient of a sample with an infinity or NaN."""
-    sums = torch.stack([gradient.reshape(len(gradient), -1).sum(1) for gradient in gradients])
-    # A sum is finite only if all its terms are. One that overflows belongs to a gradient whose
-    # norm would overflow as well and be clipped to zero.
-    finite = sums.isfinite().all(dim=0)
-    if not bool(finite.all()):
-        for gradient in gradients:
-            gradient[~finite] = 0

@@ -10,7 +10,8 @@ from opacus.grad_sample.utils import register_grad_sampler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medfusion.models.blocks.standardized import StandardizedConv2d, standardized_with_scale
+from medfusion.models.blocks.standardized import StandardizedConv2d
+from medfusion.privacy.book_keeping.layers import past_standardization
 
 
 # the decorator has no types
@@ -41,17 +42,5 @@ def standardized_conv2d_gradients(
     )
     weight = cast(nn.Parameter, layer.weight)
     by_standardized = torch.einsum("boq,bpq->bop", backprops.flatten(2), patches)
-    by_weight = _past_standardization(by_standardized.to(weight.dtype), weight.detach().flatten(1))
+    by_weight = past_standardization(by_standardized.to(weight.dtype), weight.detach().flatten(1))
     return {weight: by_weight.reshape(-1, *weight.shape)}
-
-
-def _past_standardization(gradients: Tensor, weight: Tensor) -> Tensor:
-    """Return gradients [B, C', P] by the weights [C', P], given those by the standardised ones.
-
-    With c the centred weights of a channel, r = (c c + s) ** -0.5 and u = r c, a gradient g by u
-    is r (g - u (u g)) by c, and that without its mean by the weights.
-    """
-    used, scale = standardized_with_scale(weight)
-    along = torch.einsum("bop,op->bo", gradients, used).unsqueeze(-1)
-    by_centred = (gradients - along * used) * scale
-    return by_centred - by_centred.mean(dim=-1, keepdim=True)

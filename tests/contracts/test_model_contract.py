@@ -17,6 +17,8 @@ from medfusion.models.medfusion_net import SIZES
 from medfusion.models.options import LogisticOptions, MedFusionNetOptions, TextOptions
 from medfusion.models.registry import MODELS, build_model
 from medfusion.privacy import layer_gradients as layer_gradients  # registers them
+from medfusion.privacy.book_keeping.engine import BookKeeping
+from medfusion.privacy.clipping import Clipper
 
 B = 5  # equal to no other dimension below
 SHORT = (2, 2, 2, 2)  # layers of size 121 here
@@ -222,6 +224,26 @@ def test_text_states_computed_ahead_change_neither_logits_nor_gradients(case):
     for found in (gradients_by_hooks(model, ahead), gradients_by_vmap(model, ahead)):
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-10, msg=name)
+
+
+@every_model
+def test_book_keeping_clips_as_one_study_at_a_time(options):
+    model = build(options)
+    inputs = with_gaps(make_inputs())
+    expected = gradients_one_by_one(model, inputs)
+    norms = torch.stack([each.flatten(1).norm(dim=1) for each in expected.values()]).norm(dim=0)
+    clip_at = float(norms.median())
+    assert BookKeeping.knows(model)
+    clipper = Clipper(model, BookKeeping(model), max_grad_norm=clip_at)
+    found = clipper.clip(lambda: losses(model.outputs(inputs)))
+    torch.testing.assert_close(found.norms, norms, rtol=1e-9, atol=0.0)
+    assert found.gradients.keys() == expected.keys()
+    factors = (clip_at / norms).clamp(max=1.0)
+    for name, each in expected.items():
+        total = torch.einsum("b,b...->...", factors, each)
+        # what the model cancels, such as a key's constant, is rounding next to the clipping norm
+        limit = 1e-9 * float(total.norm()) + 1e-13 * clip_at
+        assert float((found.gradients[name] - total).norm()) <= limit, name
 
 
 @every_model

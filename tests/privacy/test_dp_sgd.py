@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medfusion.errors import FederationError
+from medfusion.privacy import dp_sgd
 from medfusion.privacy.dp_sgd import SUM_SLACK, PrivateSteps
 from medfusion.privacy.gaussian_noise import make_grid, noised
 from medfusion.privacy.keystream import Keystream
+from medfusion.privacy.opacus_hooks import OpacusHooks
 from medfusion.privacy.plan import DpPlan
 
 SAMPLES = 11  # equals no other dimension below
@@ -31,6 +33,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, params=["book_keeping", "opacus"])
+def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken where there is a rule for every layer, then what is taken elsewhere."""
+    if request.param == "opacus":
+        monkeypatch.setattr(dp_sgd, "engine_for", OpacusHooks)
 
 
 class Net(nn.Module):

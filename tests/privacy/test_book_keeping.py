@@ -1,0 +1,410 @@
+"""Book-keeping against samples taken one at a time, in float64.
+
+B samples, C the clipping norm.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medfusion.errors import FederationError
+from medfusion.models.blocks.standardized import StandardizedConv2d
+from medfusion.privacy.book_keeping import layers
+from medfusion.privacy.book_keeping.engine import BookKeeping
+from medfusion.privacy.clipping import ClippedSums, Clipper
+
+B = 5  # equals no other dimension below
+CLIP = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """A layer or model whose parameters are all away from zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = make()
+        with torch.no_grad():
+            for value in model.parameters():
+                value.add_(0.1 * torch.randn_like(value))
+    return model
+
+
+def values(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+def each_loss(model: nn.Module, x: Tensor) -> Tensor:
+    out = model(x)
+    return torch.tanh(out + 0.1).pow(2).flatten(1).sum(1)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def one_by_one(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    wanted, rows = trained(model), []
+    for j in range(len(x)):
+        loss = each_loss(model, x[j : j + 1]).sum()
+        rows.append(
+            torch.autograd.grad(
+                loss, list(wanted.values()), allow_unused=True, materialize_grads=True
+            )
+        )
+    return dict(zip(wanted, map(torch.stack, zip(*rows, strict=True)), strict=True))
+
+
+def found_by_engine(model: nn.Module, x: Tensor, compared: tuple[str, ...] = ()) -> dict:
+    return BookKeeping(model).gradients(lambda: each_loss(model, x), compared).by_sample
+
+
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape
+        assert float(value.norm()) > 0, name
+        assert float((found[name] - value).norm()) <= tolerance * float(value.norm()), name
+
+
+IDS = torch.tensor([[0, 3, 3], [1, 1, 1], [2, 0, 6], [6, 5, 4], [0, 0, 2]])
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "conv": (lambda: nn.Conv2d(3, 4, 3, padding=1), values(B, 3, 7, 6)),
+    "conv_one_channel": (lambda: nn.Conv2d(1, 4, 3, 2, 1, bias=False), values(B, 1, 8, 7)),
+    "conv_many_channels": (lambda: nn.Conv2d(18, 4, 3, 2, 1), values(B, 18, 8, 7)),
+    "conv_oblong": (
+        lambda: nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2)),
+        values(B, 3, 8, 7),
+    ),
+    "conv_groups": (
+        lambda: nn.Conv2d(6, 4, 3, padding=2, dilation=2, groups=2),
+        values(B, 6, 7, 6),
+    ),
+    "conv_many_groups": (lambda: nn.Conv2d(34, 4, 3, groups=2), values(B, 34, 4, 3)),
+    "conv_same": (lambda: nn.Conv2d(3, 4, (3, 5), padding="same"), values(B, 3, 7, 6)),
+    "conv_reflect": (
+        lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        values(B, 3, 7, 6),
+    ),
+    "conv_pointwise": (lambda: nn.Conv2d(3, 4, 1), values(B, 3, 7, 6)),
+    "conv_pointwise_strided": (lambda: nn.Conv2d(6, 4, 1, 2, groups=2), values(B, 6, 7, 6)),
+    "conv_pointwise_padded": (lambda: nn.Conv2d(3, 4, 1, padding=1), values(B, 3, 7, 6)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3, 2, 1), values(B, 3, 9)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 3, 2, 1), values(B, 2, 6, 4, 7)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3, 2, 1, 1), values(B, 3, 4, 6)),
+    "transposed_groups": (lambda: nn.ConvTranspose2d(6, 4, 2, 2, groups=2), values(B, 6, 4, 3)),
+    "transposed_pointwise": (lambda: nn.ConvTranspose2d(3, 4, 1), values(B, 3, 4, 6)),
+    "transposed3d": (lambda: nn.ConvTranspose3d(3, 2, 2, 2), values(B, 3, 2, 4, 3)),
+    "standardized": (
+        lambda: StandardizedConv2d(3, 4, 3, padding=1, bias=False),
+        values(B, 3, 7, 6),
+    ),
+    "standardized_pointwise": (
+        lambda: StandardizedConv2d(3, 4, 1, bias=False),
+        values(B, 3, 7, 6),
+    ),
+    "standardized_groups": (lambda: StandardizedConv2d(6, 4, 3, groups=2), values(B, 6, 7, 8)),
+    "linear": (lambda: nn.Linear(6, 4), values(B, 6)),
+    "linear_tokens": (lambda: nn.Linear(6, 4), values(B, 3, 6)),
+    "linear_grid": (lambda: nn.Linear(6, 4, bias=False), values(B, 3, 2, 6)),
+    "group_norm": (lambda: nn.GroupNorm(2, 6), values(B, 6, 4, 3)),
+    "group_norm_vector": (lambda: nn.GroupNorm(2, 6), values(B, 6)),
+    "layer_norm": (lambda: nn.LayerNorm(6), values(B, 3, 6)),
+    "layer_norm_vector": (lambda: nn.LayerNorm(6), values(B, 6)),
+    "layer_norm_plane": (lambda: nn.LayerNorm((4, 6), bias=False), values(B, 3, 4, 6)),
+    "embedding": (lambda: nn.Embedding(7, 4), IDS),
+    "embedding_padded": (lambda: nn.Embedding(7, 4, padding_idx=3), IDS),
+    "embedding_one_id": (lambda: nn.Embedding(7, 4), IDS[:, 0]),
+}
+every_layer = pytest.mark.parametrize(("make", "x"), CASES.values(), ids=CASES.keys())
+
+
+@every_layer
+def test_a_layer_alone_is_exact(make: Callable[[], nn.Module], x: Tensor) -> None:
+    layer = seeded(make).double()
+    expected = one_by_one(layer, x)
+    assert_near(found_by_engine(layer, x), expected, 1e-12)
+    single = seeded(make)
+    found = found_by_engine(single, x.float() if x.is_floating_point() else x)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert_near(found, expected, 1e-5)
+
+
+@every_layer
+def test_under_autocast_gradients_are_near_and_kept_in_float32(
+    make: Callable[[], nn.Module], x: Tensor
+) -> None:
+    exact = seeded(make).double()
+    x = x.bfloat16() if x.is_floating_point() else x
+    expected = one_by_one(exact, x.double() if x.is_floating_point() else x)
+    layer = seeded(make)
+
+    def losses() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        return torch.tanh(out.float() + 0.1).pow(2).flatten(1).sum(1)
+
+    found = BookKeeping(layer).gradients(losses, ()).by_sample
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert_near(found, expected, 0.05)
+
+
+@pytest.mark.parametrize(
+    "case", ["conv", "transposed", "linear_tokens", "group_norm", "layer_norm"]
+)
+def test_of_a_layer_half_frozen_the_other_half_is_trained(case: str) -> None:
+    make, x = CASES[case]
+    for frozen in ("weight", "bias"):
+        layer = seeded(make).double()
+        getattr(layer, frozen).requires_grad_(False)
+        assert_near(found_by_engine(layer, x), one_by_one(layer, x), 1e-12)
+
+
+class Net(nn.Module):
+    """Smooth: an embedding and a convolution enter; one layer is used twice, two share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 8)
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.twice = nn.Linear(8, 8)
+        self.tied = nn.Linear(8, 7, bias=False)
+        self.tied.weight = self.table.weight
+        self.unused = nn.Linear(3, 2)
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = torch.arange(3).expand(len(x), -1)
+        h = torch.tanh(self.norm(self.conv(x))).mean(dim=3).flatten(1)
+        h = self.frozen(torch.tanh(self.twice(torch.tanh(self.twice(h)))))
+        out: Tensor = self.tied(torch.tanh(h + self.table(ids).mean(dim=1)))
+        return out
+
+
+def make_net(dtype: torch.dtype = torch.float64) -> nn.Module:
+    return seeded(Net).to(dtype)
+
+
+IMAGES = values(B, 1, 2, 6) * torch.logspace(-1, 1, B).double()[:, None, None, None]
+
+
+def clip(model: nn.Module, losses: Callable[[], Tensor], norm: float = CLIP) -> ClippedSums:
+    return Clipper(model, BookKeeping(model), max_grad_norm=norm).clip(losses)
+
+
+def test_reused_tied_frozen_and_unused_parameters() -> None:
+    net = make_net()
+    expected = one_by_one(net, IMAGES)
+    assert all(not expected.pop(f"unused.{name}").any() for name in ("weight", "bias"))
+    found = found_by_engine(net, IMAGES)
+    assert_near(found, expected, 1e-12)
+    assert not any(name.startswith("frozen") for name in found)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_norms_and_sums_are_those_of_samples_clipped_one_at_a_time(
+    dtype: torch.dtype, limit: float
+) -> None:
+    net = make_net()
+    rows = one_by_one(net, IMAGES)
+    norms = torch.stack([each.flatten(1).norm(dim=1) for each in rows.values()]).norm(dim=0)
+    clip_at = float(norms.median())
+    factors = (clip_at / norms).clamp(max=1.0)
+    assert 0 < int((factors < 1).sum()) < B - 1
+    net, x = make_net(dtype), IMAGES.to(dtype)
+    found = clip(net, lambda: each_loss(net, x), clip_at)
+    torch.testing.assert_close(found.norms.double(), norms, rtol=limit, atol=0.0)
+    for name, each in rows.items():
+        total = torch.einsum("b,b...->...", factors, each)
+        assert found.gradients[name].dtype == dtype
+        assert float((found.gradients[name] - total).norm()) <= limit * float(total.norm())
+    expected = float(each_loss(net, x).sum())
+    assert float(found.loss) == pytest.approx(expected, rel=1e-6)
+
+
+def as_vector(sums: ClippedSums) -> Tensor:
+    return torch.cat([value.flatten() for value in sums.gradients.values()]).double()
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16", "bfloat16_around_all"])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_taking_a_sample_away_moves_the_sum_by_at_most_the_clipping_norm(
+    mode: str, scale: float
+) -> None:
+    net, x = make_net(torch.float32), IMAGES.float()
+
+    def total(weight: Tensor) -> Tensor:
+        def losses() -> Tensor:
+            inside = torch.autocast("cpu", torch.bfloat16, enabled=mode == "bfloat16")
+            with inside if mode != "bfloat16_around_all" else nullcontext():
+                out = net(x)
+            return scale * weight * torch.tanh(out.float() + 0.1).pow(2).sum(1)
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "bfloat16_around_all"):
+            return as_vector(clip(net, losses, 0.01))
+
+    whole = total(torch.ones(B))
+    for j in range(B):
+        without = torch.ones(B)
+        without[j] = 0
+        moved = float((whole - total(without)).norm())
+        assert 0.01 * (1 - 1e-4) < moved <= 0.01 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_a_sample_without_a_finite_norm_adds_nothing(bad: float) -> None:
+    net, x = make_net(torch.float32), IMAGES.float()
+    weight = torch.ones(B)
+    weight[2] = bad
+    found = clip(net, lambda: weight * each_loss(net, x))
+    assert found.norms.isfinite().tolist() == [j != 2 for j in range(B)]
+    assert torch.isfinite(found.loss)
+    weight = torch.where(torch.arange(B) == 2, 0.0, 1.0)
+    expected = clip(net, lambda: weight * each_loss(net, x))
+    torch.testing.assert_close(as_vector(found), as_vector(expected), rtol=1e-6, atol=1e-9)
+
+
+def test_a_parameter_that_takes_no_part_gets_zeros() -> None:
+    net = make_net(torch.float32)
+    found = clip(net, lambda: each_loss(net, IMAGES.float()))
+    assert found.gradients.keys() == trained(net).keys()
+    assert not found.gradients["unused.weight"].any()
+    alone = clip(net, lambda: torch.zeros(B))
+    assert not as_vector(alone).any()
+    assert alone.norms.tolist() == [0.0] * B
+
+
+def test_weights_get_no_gradient_from_autograd_once_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = make_net(torch.float32)
+    asked: list[list[int]] = []
+    real = torch.autograd.grad
+
+    def spy(total: Tensor, inputs: list, **options: bool) -> tuple[Tensor | None, ...]:
+        asked.append([id(each) for each in inputs])
+        return real(total, inputs, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    clipper = Clipper(net, BookKeeping(net), max_grad_norm=CLIP)
+    for _ in range(2):
+        clipper.clip(lambda: each_loss(net, IMAGES.float()))
+    names = {id(value): name for name, value in trained(net).items()}
+    first, second = ({names.get(each) for each in some} - {None} for some in asked)
+    assert first == trained(net).keys()
+    assert second == {"unused.weight", "unused.bias"}
+
+
+def test_an_input_changed_in_place_is_refused() -> None:
+    table = seeded(lambda: nn.Embedding(7, 4))
+
+    def losses() -> Tensor:
+        ids = IDS.clone()
+        out = table(ids)
+        ids[0, 0] = 5
+        return out.pow(2).flatten(1).sum(1)
+
+    with pytest.raises(FederationError, match="in place"):
+        clip(table, losses)
+
+
+def test_a_batch_that_is_not_in_front_is_refused() -> None:
+    table = seeded(lambda: nn.Embedding(7, 4))
+
+    def losses() -> Tensor:
+        return table(torch.arange(7)).pow(2).sum() + torch.zeros(B)
+
+    with pytest.raises(FederationError, match="5 samples, found 7 rows"):
+        clip(table, losses)
+
+
+def test_a_weight_read_outside_its_layer_is_refused() -> None:
+    net, x = make_net(torch.float32), IMAGES.float()
+    conv = net.get_submodule("conv").weight
+
+    def losses() -> Tensor:
+        return torch.tanh(net(x)).sum(1) + conv.sum()
+
+    with pytest.raises(FederationError, match=r"conv\.weight.*do not add up"):
+        clip(net, losses)
+
+
+def test_inputs_that_require_gradients_are_refused() -> None:
+    net = make_net(torch.float32)
+    x = IMAGES.float().requires_grad_()
+    with pytest.raises(FederationError, match="detach"):
+        clip(net, lambda: each_loss(net, 2 * x))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_nothing_of_a_pass_stays(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
+    net = make_net(torch.float32)
+    before = {name: set(layer.__dict__) for name, layer in net.named_modules()}
+    kept: list[weakref.ref[Tensor]] = []
+
+    def spy(layer: nn.Linear, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+        kept.extend([weakref.ref(x), weakref.ref(gradient)])
+        return layers.linear(layer, x, gradient)
+
+    monkeypatch.setitem(layers._RULES, nn.Linear, spy)
+
+    def losses() -> Tensor:
+        out = each_loss(net, IMAGES.float())
+        kept.append(weakref.ref(out.grad_fn))
+        if broken:
+            raise KeyError("broken")
+        return out
+
+    with pytest.raises(KeyError) if broken else nullcontext():
+        clip(net, losses)
+    assert len(kept) == (1 if broken else 7)
+    assert [each for each in kept if each() is not None] == []
+    assert {name: set(layer.__dict__) for name, layer in net.named_modules()} == before
+    assert not any(m._forward_hooks or m._backward_hooks for m in net.modules())
+    assert all(value.grad is None for value in net.parameters())
+
+
+def test_a_layer_run_under_no_grad_adds_nothing() -> None:
+    net = make_net()
+    expected = found_by_engine(net, IMAGES)
+
+    def losses() -> Tensor:
+        with torch.no_grad():
+            net(IMAGES + 1)
+        return each_loss(net, IMAGES)
+
+    assert_near(BookKeeping(net).gradients(losses, ()).by_sample, expected, 1e-12)
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)), True),
+        (lambda: nn.BatchNorm1d(2), False),
+        (lambda: nn.BatchNorm1d(2).requires_grad_(False), True),
+        (lambda: Scaled(3, 2), False),
+        (lambda: nn.GRU(3, 2), False),
+        (lambda: nn.Embedding(3, 2, max_norm=1.0), False),
+        (lambda: nn.Embedding(3, 2, scale_grad_by_freq=True), False),
+        (lambda: nn.Embedding(3, 2, sparse=True), False),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), False),
+    ],
+)
+def test_what_it_knows(make: Callable[[], nn.Module], known: bool) -> None:
+    assert BookKeeping.knows(make()) == known
