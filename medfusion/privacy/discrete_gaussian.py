@@ -109,7 +109,8 @@ class NarrowGaussian:
 
     def _resolve(self, drawn: np.int64, keystream: Keystream) -> int:
         """Return the size for 63 bits that are those of a boundary, by 64 further bits."""
-        first, last = (int(np.searchsorted(self._high, drawn, side=s)) for s in ("left", "right"))
+        first = int(np.searchsorted(self._high, drawn, side="left"))
+        last = int(np.searchsorted(self._high, drawn, side="right"))
         more = keystream.words(1)[0]
         return first + int(np.searchsorted(self._low[first:last], more, side="right"))
 

@@ -17,12 +17,13 @@ chunk that does not fit on the GPU      the physical batch is halved, that chunk
 layer that mixes or hides samples       refused before the first update
 ======================================  ===================================================
 
-Sums in floating point move by more than C when one patient's gradient is emptied, because
-everything else is rounded anew [2]_. The noise is therefore sized for (1 + `SUM_SLACK`) C. A
-patient touches one chunk of b samples only. A float32 sum of b clipped gradients is off by at
-most b^2 2^-24 C in L2 norm (Higham: b units in the last place of the sum of norms), so two are
-by twice that: .012% of C at b = 32, and below the slack up to b = 90. That is a worst case,
-which grows as b^2, while errors that are not all of one sign grow about as b.
+Sums in floating point move by more than C when one patient's record is emptied, because
+everything else is rounded anew [2]_. The noise is therefore sized for (1 + `SUM_SLACK`) C. The
+patient's place in the batch stays, so one chunk of b samples differs and no other. A float32
+sum of b clipped gradients is off by at most b^2 2^-24 C in L2 norm, in whatever order it is
+taken: b units of 2^-24, of the sum of the norms. Two such sums make .012% of C at b = 32, and at
+b = 90 they leave 3e-5 of the slack to the rounding of the norms. This is the worst case; errors
+of both signs, as they are, stay far below it at larger b as well.
 
 References
 ----------

@@ -108,7 +108,8 @@ def noised(
     sensitivity
         L2 norm of the most that one patient adds to the values, as they are in memory.
     noise_multiplier
-        Standard deviation of the noise over ``sensitivity``; what is added is up to 0.1% above.
+        Standard deviation of the noise over ``sensitivity``; what is added is above by what
+        rounding costs, and by up to 0.1%.
     keystream
         For this release alone: whoever sees its words can subtract the noise.
 

@@ -148,6 +148,21 @@ def test_noise_covers_the_worst_that_rounding_can_do() -> None:
     assert multiplier * apart > 4096 * (grid.factor - 1)  # and nothing is wasted on it
 
 
+def test_noise_is_as_wide_as_the_grid_of_all_values_asks_for() -> None:
+    widths: list[int] = []
+
+    def note_width(keystream: Keystream, count: int, *, factor: int) -> np.ndarray:
+        widths.append(factor)
+        return no_noise(keystream, count, factor=factor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gaussian_noise, "discrete_gaussian", note_width)
+        sizes = {"sensitivity": 1.0, "noise_multiplier": 100.0}
+        noised(np.zeros((100, 100)), **sizes, keystream=Keystream(SECRET))
+    assert widths == [make_grid(coordinates=10_000, **sizes).factor]
+    assert widths != [make_grid(coordinates=1, **sizes).factor]
+
+
 @pytest.mark.parametrize(("sensitivity", "multiplier"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0)])
 def test_release_without_noise_is_refused(sensitivity: float, multiplier: float) -> None:
     with pytest.raises(ValueError, match="noise_multiplier > 0"):
