@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from medfusion.evaluation.report.audit_page import AuditFindings
+    from medfusion.evaluation.report.run_folder import Run
     from medfusion.privacy.audit.claims import Claim
     from medfusion.privacy.audit.keys import AuditKeys
     from medfusion.privacy.audit.run import PlanAudit
@@ -44,48 +45,14 @@ def audit(
     Writes audit.json and audit.html into RUN. It trains on synthetic patients, by the plans that
     the run followed; no site's data is read.
     """
-    from medfusion.evaluation.report.audit_page import AuditFindings, build_audit_page
+    from medfusion.evaluation.report.audit_page import build_audit_page
     from medfusion.evaluation.report.run_folder import read_run
-    from medfusion.privacy.audit.attacks import inversion, membership
     from medfusion.privacy.audit.claims import read_claims
-    from medfusion.privacy.audit.run import audit_plan
-    from medfusion.randomness import stream
 
     began = time.monotonic()
     finished = read_run(run)
     claims = read_claims(finished.card, finished.summary)
-    weakest = max(claims, key=lambda claim: claim.accounted)
-    root, public = _root(seed), int(finished.summary["seed"])
-
-    def keys(claim: "Claim") -> "AuditKeys":
-        secret = _node_secret() if seed is None else root
-        return _keys(finished.name, public, claim.sites[0], secret)
-
-    with _progress(sum(claim.plan.rounds for claim in [*claims, weakest])) as advance:
-        audits = [
-            audit_plan(
-                claim.plan,
-                claim=claim.epsilon,
-                keys=keys(claim),
-                coins=stream(root, "coins", *claim.sites),
-                canaries=canaries,
-                confidence=confidence,
-                on_round=advance,
-            )
-            for claim in claims
-        ]
-        of_weakest = keys(weakest)
-        findings = AuditFindings(
-            run=finished.name,
-            simulated=bool(finished.privacy.get("simulated")),
-            audits=list(zip(claims, audits, strict=True)),
-            attacked=weakest,
-            membership=(
-                membership(weakest.plan, of_weakest, advance),
-                membership(None, of_weakest),
-            ),
-            inversion=(inversion(weakest.plan, of_weakest), inversion(None, of_weakest)),
-        )
+    findings = _findings(finished, claims, seed, canaries=canaries, confidence=confidence)
     result = _as_json(findings, seconds=time.monotonic() - began)
     _write(run / "audit.json", result)
     page = build_audit_page(run, findings)
@@ -97,6 +64,42 @@ def audit(
         raise typer.Exit(1)
 
 
+def _findings(
+    run: "Run", claims: "list[Claim]", seed: int | None, *, canaries: int, confidence: float
+) -> "AuditFindings":
+    """Audit every claim, and attack the plan that costs most."""
+    from medfusion.evaluation.report.audit_page import AuditFindings
+    from medfusion.privacy.audit.attacks import inversion, membership
+    from medfusion.privacy.audit.run import audit_plan
+    from medfusion.randomness import stream
+
+    root = _root(seed)
+    keys = {claim: _keys(run, claim, None if seed is None else root) for claim in claims}
+    weakest = max(claims, key=lambda claim: claim.accounted)
+    with _progress(sum(claim.plan.rounds for claim in [*claims, weakest])) as advance:
+        audits = [
+            audit_plan(
+                claim.plan,
+                claim=claim.epsilon,
+                keys=keys[claim],
+                coins=stream(root, "coins", *claim.sites),
+                canaries=canaries,
+                confidence=confidence,
+                on_round=advance,
+            )
+            for claim in claims
+        ]
+        with_plan = membership(weakest.plan, keys[weakest], advance)
+    return AuditFindings(
+        run=run.name,
+        simulated=bool(run.privacy.get("simulated")),
+        audits=list(zip(claims, audits, strict=True)),
+        attacked=weakest,
+        membership=(with_plan, membership(None, keys[weakest])),
+        inversion=(inversion(weakest.plan, keys[weakest]), inversion(None, keys[weakest])),
+    )
+
+
 def _root(seed: int | None) -> bytes:
     """Return what the audit's own draws start from."""
     if seed is None:
@@ -104,21 +107,18 @@ def _root(seed: int | None) -> bytes:
     return hashlib.sha256(f"audit/{seed}".encode()).digest()
 
 
-def _node_secret() -> bytes:
-    """Return a secret as a new Node makes its own."""
-    from client.node.state import NodeState
-
-    with tempfile.TemporaryDirectory() as folder:
-        return NodeState(Path(folder) / "state").secret()
-
-
-def _keys(run: str, seed: int, site: str, secret: bytes) -> "AuditKeys":
-    """Return the streams of a canary run, and the public values that an attacker tries."""
+def _keys(run: "Run", claim: "Claim", secret: bytes | None) -> "AuditKeys":
+    """Return a canary run's streams; without a secret, from one that a new Node makes."""
     from client.node.simulated import simulated_secret
+    from client.node.state import NodeState
     from medfusion.privacy.audit.keys import AuditKeys
 
+    seed, site = int(run.summary["seed"]), claim.sites[0]
+    if secret is None:
+        with tempfile.TemporaryDirectory() as folder:
+            secret = NodeState(Path(folder) / "state").secret()
     return AuditKeys(
-        run=run,
+        run=run.name,
         seed=seed,
         site=site,
         secret=secret,

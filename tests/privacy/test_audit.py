@@ -173,7 +173,7 @@ def test_other_public_generators_are_tried(which: str, monkeypatch: pytest.Monke
 
 def test_too_few_canaries_or_too_large_a_delta_cannot_tell() -> None:
     plan = sound_plan(rounds=1, steps=1, batch_size=500)
-    few = audit(plan, canaries=40)
+    few = audit(plan, canaries=20)
     assert (few.verdict, few.largest < CLAIM) == ("cannot tell", True)
     loose = audit(replace(plan, delta=0.01))
     assert (loose.verdict, loose.largest) == ("cannot tell", 0.0)

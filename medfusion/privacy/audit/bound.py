@@ -13,14 +13,15 @@ References
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, log1p
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Shares of the canaries guessed in and guessed out. They are fixed before a run, and the
-# confidence is split among them: few guesses where scores overlap, many where delta is large.
-SHARES = ((0.2, 0.0), (0.1, 0.1), (0.2, 0.2), (0.5, 0.5))
+# confidence is split among them: few guesses where scores overlap, all where they do not.
+SHARES = ((0.2, 0.2), (0.5, 0.5))
 _MOST = 64.0  # no bound above it is looked for
 
 
@@ -98,7 +99,7 @@ def lower_bound(
     low, high = 0.0, 1.0
     while refuted(high) and high < _MOST:
         low, high = high, 2 * high
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
@@ -168,11 +169,17 @@ def _of_each(confidence: float) -> float:
 
 def _binomial(trials: int, epsilon: float) -> NDArray[np.float64]:
     """Return the chances of 0 to ``trials`` successes at e^epsilon / (e^epsilon + 1)."""
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
     successes = np.arange(trials + 1)
     success, failure = -log1p(exp(-epsilon)), -epsilon - log1p(exp(-epsilon))
-    ways = logs[trials] - logs - logs[::-1]
     chances: NDArray[np.float64] = np.exp(
-        ways + successes * success + (trials - successes) * failure
+        _log_ways(trials) + successes * success + (trials - successes) * failure
     )
     return chances
+
+
+@lru_cache(maxsize=8)
+def _log_ways(trials: int) -> NDArray[np.float64]:
+    """Return the logarithms of the binomial coefficients of ``trials`` over 0 to ``trials``."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
+    ways: NDArray[np.float64] = logs[trials] - logs - logs[::-1]
+    return ways

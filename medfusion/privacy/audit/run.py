@@ -27,7 +27,7 @@ from medfusion.randomness import stream
 from medfusion.training.loop import fit
 from medfusion.training.options import TrainingOptions
 
-MIN_CANARIES = 20  # one guess at least in each share
+MIN_CANARIES = 20  # fewer refute nothing
 _ORDINARY, _WIDTH, _LABELS = 32, 8, 3
 _RATE = 1e-3
 _PHYSICAL_BATCH = 64
