@@ -116,7 +116,7 @@ def test_clipping_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert audit(sound_plan()).verdict == "refuted"
 
 
-def test_half_the_noise_too_little_is_not_seen_but_a_tenth_is(
+def test_a_tenth_of_the_noise_is_caught_and_most_of_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     executed_with(monkeypatch, noise_multiplier=0.1)

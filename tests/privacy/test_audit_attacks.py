@@ -47,7 +47,7 @@ def test_an_image_is_read_from_a_plain_update_and_not_from_a_private_one() -> No
 
 
 def test_clipping_alone_hides_no_image() -> None:
-    clipped = inversion(plan(1e-6), KEYS)
+    clipped = inversion(plan(1e-3), KEYS)
     assert min(clipped.correlation) > 0.99
 
 

@@ -30,7 +30,7 @@ from medfusion.training.options import TrainingOptions
 MIN_CANARIES = 20  # fewer refute nothing
 _ORDINARY, _WIDTH, _LABELS = 32, 8, 3
 _RATE = 1e-3
-_PHYSICAL_BATCH = 64
+_PHYSICAL_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,8 +119,7 @@ def audit_plan(
     )
     replayed = _replayable(plan, released[0], keys)
     if replayed is not None:
-        noise = _updates(plan, _nobody(canaries), keys, lambda n: keys.guesses(n)[replayed])
-        released -= torch.stack(list(noise))
+        released -= torch.stack(list(_replay(plan, canaries, keys, replayed)))
     scores = (released.sum(0) / plan.max_grad_norm).double().numpy()
     return PlanAudit(
         claim=claim,
@@ -196,15 +195,20 @@ def _updates(
         yield table[: studies.canaries, 0] * (plan.expected_batch / _RATE)
 
 
+def _replay(plan: DpPlan, canaries: int, keys: AuditKeys, guess: str) -> Iterator[Tensor]:
+    """Yield the noise of each round, float32 [m], as a guessed stream would make it."""
+    return _updates(plan, _nobody(canaries), keys, lambda number: keys.guesses(number)[guess])
+
+
 def _replayable(plan: DpPlan, released: Tensor, keys: AuditKeys) -> str | None:
     """Return the public value whose noise is in the first round's release, None if none is.
 
     Subtracting the right noise leaves less than there was; any other noise only adds. The truth
     about the canaries is not looked at, so that the attacker may choose by this.
     """
-    left = {}
-    for name, guess in keys.guesses(1).items():
-        noise = next(_updates(plan, _nobody(len(released)), keys, lambda _, one=guess: one))
-        left[name] = float((released - noise).square().sum())
-    best = min(left, key=lambda name: left[name])
+    left = {
+        guess: float((released - next(_replay(plan, len(released), keys, guess))).square().sum())
+        for guess in keys.guesses(1)
+    }
+    best = min(left, key=lambda guess: left[guess])
     return best if left[best] < float(released.square().sum()) else None
