@@ -27,7 +27,7 @@ from medfusion.randomness import stream
 from medfusion.training import loop
 
 PATIENTS, RATE, STEPS, ROUNDS = 500, 0.1, 10, 6
-PUBLIC = b"public"
+PUBLIC = b"public".ljust(32)
 
 
 @lru_cache
@@ -73,7 +73,7 @@ Fault = Callable[[], contextlib.AbstractContextManager[None]]
 
 def cases() -> dict[str, tuple[DpPlan, float, Fault, bytes]]:
     """Return plan, claim, fault and secret of each row."""
-    none, own = contextlib.nullcontext, b"secret"
+    none, own = contextlib.nullcontext, b"secret".ljust(32)
     base = plan(1.0)
     one_round = plan(1.0, rate=1.0, steps=1, rounds=1)
     found: dict[str, tuple[DpPlan, float, Fault, bytes]] = {

@@ -7,6 +7,7 @@ product can switch them on.
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from medfusion.randomness import stream
 from medfusion.training import loop
 
 CLAIM, SEED = 1.0, 7
-PUBLIC_SECRET = b"what a simulation derives from the seed"
+SECRET, OTHER_SECRET = b"nobody knows it".ljust(32), b"nor this one".ljust(32)
+PUBLIC_SECRET = b"what a simulation has".ljust(32)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,7 @@ def sound_plan(rounds: int = 6, steps: int = 10, batch_size: int = 50) -> DpPlan
     )
 
 
-def keys(secret: bytes = b"nobody knows") -> AuditKeys:
+def keys(secret: bytes = SECRET) -> AuditKeys:
     return AuditKeys(
         run="study",
         seed=SEED,
@@ -60,7 +62,7 @@ def keys(secret: bytes = b"nobody knows") -> AuditKeys:
     )
 
 
-def audit(plan: DpPlan, secret: bytes = b"nobody knows", **changes: Any) -> PlanAudit:
+def audit(plan: DpPlan, secret: bytes = SECRET, **changes: Any) -> PlanAudit:
     coins = stream(b"coins", changes.pop("coins", 0))
     return audit_plan(plan, claim=CLAIM, keys=keys(secret), coins=coins, **changes)
 
@@ -146,7 +148,9 @@ def test_a_wrong_sampling_rate_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     ("secret", "name"),
     [
         (PUBLIC_SECRET, "the secret of simulations"),
-        (str(SEED).encode(), "the run's seed as the secret"),
+        (sha256(b"7").digest(), "a hash of the run's seed"),
+        (b"7".rjust(32, b"\0"), "the run's seed"),
+        (bytes(32), "no secret at all"),
     ],
 )
 def test_noise_from_a_public_seed_is_caught(secret: bytes, name: str) -> None:
@@ -156,19 +160,6 @@ def test_noise_from_a_public_seed_is_caught(secret: bytes, name: str) -> None:
     # What is left is the number of draws, without any noise.
     assert np.allclose(found.scores, found.scores.round(), atol=1e-2)
     assert np.all(found.scores[~found.included].round() == 0)
-
-
-@pytest.mark.parametrize("which", ["public", "seeded"])
-def test_other_public_generators_are_tried(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def private(self: AuditKeys, number: int) -> torch.Generator:
-        if which == "public":
-            return self.public(number)
-        return torch.Generator().manual_seed(self.seed)
-
-    monkeypatch.setattr(AuditKeys, "private", private)
-    found = audit(sound_plan())
-    assert found.replayed is not None
-    assert found.verdict == "refuted"
 
 
 def test_too_few_canaries_or_too_large_a_delta_cannot_tell() -> None:
@@ -185,7 +176,7 @@ def test_the_same_keys_and_coins_give_the_same_audit() -> None:
     plan, rounds = sound_plan(rounds=1, steps=1, batch_size=500), []
     first = audit(plan, canaries=40, on_round=lambda: rounds.append(1))
     again = audit(plan, canaries=40)
-    other = audit(plan, b"another", canaries=40)
+    other = audit(plan, OTHER_SECRET, canaries=40)
     assert np.array_equal(first.scores, again.scores)
     assert np.array_equal(first.included, other.included)
     assert not np.array_equal(first.scores, other.scores)

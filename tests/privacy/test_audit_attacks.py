@@ -10,7 +10,7 @@ from medfusion.privacy.audit.attacks import Membership, inversion, membership
 from medfusion.privacy.audit.keys import AuditKeys
 from medfusion.privacy.plan import DpPlan
 
-KEYS = AuditKeys(run="study", seed=3, site="north", secret=b"secret", public_secrets={})
+KEYS = AuditKeys(run="study", seed=3, site="north", secret=b"secret".ljust(32), public_secrets={})
 
 
 @pytest.fixture(autouse=True)

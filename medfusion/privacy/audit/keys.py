@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 
 from medfusion.randomness import stream
+
+_SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,7 @@ class AuditKeys:
     run, seed, site
         Public: the audited run's name and seed, and a site's name.
     secret
-        In the place of the site's secret.
+        In the place of the site's secret, 32 bytes.
     public_secrets
         Secrets that public values give, by a name for each in words.
     """
@@ -36,14 +39,18 @@ class AuditKeys:
         """Return the public stream of a round."""
         return stream(self.seed, self.site, self.run, "train", number)
 
-    def guesses(self, number: int) -> dict[str, torch.Generator]:
-        """Return what an attacker can try in place of the private stream of a round."""
-        keyed = {name: self._keyed(root, number) for name, root in self.public_secrets.items()}
+    def guess(self, name: str, number: int) -> torch.Generator:
+        """Return what `private` would be, were a secret the one called ``name``."""
+        return self._keyed(self.guesses()[name], number)
+
+    def guesses(self) -> dict[str, bytes]:
+        """Return the secrets that an attacker tries: all that follow from public values."""
+        seed = str(self.seed).encode()
         return {
-            "the run's seed as the secret": self._keyed(str(self.seed).encode(), number),
-            "the round's public stream": self.public(number),
-            "a generator seeded with the run's seed": torch.Generator().manual_seed(self.seed),
-            **keyed,
+            "no secret at all": bytes(_SECRET_BYTES),
+            "the run's seed": seed.rjust(_SECRET_BYTES, b"\0"),
+            "a hash of the run's seed": sha256(seed).digest(),
+            **self.public_secrets,
         }
 
     def _keyed(self, secret: bytes, number: int) -> torch.Generator:

@@ -30,7 +30,7 @@ from medfusion.training.options import TrainingOptions
 MIN_CANARIES = 20  # fewer refute nothing
 _ORDINARY, _WIDTH, _LABELS = 32, 8, 3
 _RATE = 1e-3
-_PHYSICAL_BATCH = 256
+_PHYSICAL_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,7 +197,7 @@ def _updates(
 
 def _replay(plan: DpPlan, canaries: int, keys: AuditKeys, guess: str) -> Iterator[Tensor]:
     """Yield the noise of each round, float32 [m], as a guessed stream would make it."""
-    return _updates(plan, _nobody(canaries), keys, lambda number: keys.guesses(number)[guess])
+    return _updates(plan, _nobody(canaries), keys, lambda number: keys.guess(guess, number))
 
 
 def _replayable(plan: DpPlan, released: Tensor, keys: AuditKeys) -> str | None:
@@ -208,7 +208,7 @@ def _replayable(plan: DpPlan, released: Tensor, keys: AuditKeys) -> str | None:
     """
     left = {
         guess: float((released - next(_replay(plan, len(released), keys, guess))).square().sum())
-        for guess in keys.guesses(1)
+        for guess in keys.guesses()
     }
     best = min(left, key=lambda guess: left[guess])
     return best if left[best] < float(released.square().sum()) else None
