@@ -1,0 +1,1 @@
+"""Attacks on a run's own mechanism: canaries against its claim, and what an attacker would see."""
