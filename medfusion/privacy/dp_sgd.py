@@ -36,6 +36,7 @@ from torch.optim import Optimizer
 
 from medfusion.errors import FederationError
 from medfusion.privacy import layer_gradients as layer_gradients  # registers them
+from medfusion.privacy.adaptive_norm import AdaptiveNorm, split_noise
 from medfusion.privacy.plan import DpPlan
 
 # Per-sample gradients add up to the batch's gradient: float32 does so to 1e-5 or better,
@@ -65,6 +66,9 @@ class PrivateSteps:
     before_update
         Called once the noised mean gradient is in place, before the optimiser moves weights:
         what it changes is post-processing as long as it reads weights and gradients only.
+    adaptive
+        Sets the clipping norm of each step, and takes its part of the plan's noise; None: the
+        plan's own norm.
     """
 
     def __init__(
@@ -76,7 +80,9 @@ class PrivateSteps:
         generator: torch.Generator,
         physical_batch: int,
         before_update: Callable[[], None] | None = None,
+        adaptive: AdaptiveNorm | None = None,
     ) -> None:
+        self._adaptive = adaptive
         self._model = model
         self._physical_batch = physical_batch
         # Any: Opacus hangs attributes of its own on parameters.
@@ -91,7 +97,9 @@ class PrivateSteps:
         self._hooks = GradSampleHooks(model, loss_reduction="sum")
         self._optimizer = DPOptimizer(
             optimizer,
-            noise_multiplier=plan.noise_multiplier,
+            noise_multiplier=(
+                split_noise(plan.noise_multiplier)[0] if adaptive else plan.noise_multiplier
+            ),
             max_grad_norm=plan.max_grad_norm,
             expected_batch_size=plan.expected_batch,
             loss_reduction="mean",  # divides by the expected batch, never by the drawn one
@@ -146,6 +154,9 @@ class PrivateSteps:
             parameter.summed_grad = totals[name]
             parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
         self._optimizer.step()  # has nothing left to clip: adds noise, divides, updates
+        if self._adaptive is not None:
+            self._adaptive.move()
+            self._optimizer.max_grad_norm = self._adaptive.value
         self._optimizer.zero_grad(set_to_none=True)
         return loss
 
@@ -162,6 +173,8 @@ class PrivateSteps:
                 parameter.grad_sample = gradients[name]
                 parameter.summed_grad = None
             self._optimizer.clip_and_accumulate()
+            if self._adaptive is not None:
+                self._adaptive.observe(_norms(list(gradients.values())))
             return each.detach().nan_to_num(0.0, 0.0, 0.0).sum()
         finally:
             self._forget_samples()
@@ -227,6 +240,12 @@ class PrivateSteps:
                 del parameter._current_grad_sample
             if hasattr(parameter, "grad_sample"):
                 parameter.grad_sample = None
+
+
+def _norms(gradients: list[Tensor]) -> Tensor:
+    """Return the norms, [b], of the samples' gradients over all parameters, [b, *shape] each."""
+    each = [gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]
+    return torch.stack(each, dim=1).norm(dim=1)
 
 
 def _silence_non_finite(gradients: list[Tensor]) -> None:
