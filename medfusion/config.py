@@ -1,7 +1,7 @@
 """A run's ``config.toml``: composes the option classes that live beside what they configure."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,6 +14,7 @@ from medfusion.options import FileSchema, Options, read_toml
 from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.toml_text import to_toml
 from medfusion.training.options import TrainingOptions
+from medfusion.training.recipes import with_recipe
 
 
 class RunInfo(Options):
@@ -95,6 +96,11 @@ class RunConfig(Options):
     evaluation: EvaluationOptions = EvaluationOptions()
     strategy: StrategyOptions = StrategyOptions()
     server: ServerOptions = ServerOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_fills_unset_keys(cls, data: Any) -> Any:
+        return with_recipe(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _combinations_are_legal(self) -> Self:

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medfusion.errors import FederationError
+from medfusion.privacy.adaptive_norm import AdaptiveNorm, split_noise
 from medfusion.privacy.book_keeping.engine import BookKeeping
 from medfusion.privacy.clipping import Clipper, GradientEngine
 from medfusion.privacy.gaussian_noise import noised
@@ -80,6 +81,9 @@ class PrivateSteps:
     before_update
         Called once the noised mean gradient is in place, before the optimiser moves weights:
         what it changes is post-processing as long as it reads weights and gradients only.
+    adaptive
+        Sets the clipping norm of each step, and takes its part of the plan's noise; None: the
+        plan's own norm.
     """
 
     def __init__(
@@ -91,8 +95,12 @@ class PrivateSteps:
         keystream: Keystream,
         physical_batch: int,
         before_update: Callable[[], None] | None = None,
+        adaptive: AdaptiveNorm | None = None,
     ) -> None:
         self._plan = plan
+        self._adaptive = adaptive
+        noise = plan.noise_multiplier
+        self._noise_multiplier = split_noise(noise)[0] if adaptive else noise
         self._keystream = keystream
         self._before_update = before_update
         self._physical_batch = physical_batch
@@ -141,16 +149,21 @@ class PrivateSteps:
             for name, gradient in part.gradients.items():
                 totals[name] += gradient
             loss += part.loss
+            if self._adaptive is not None:
+                self._adaptive.observe(part.norms)
             done += len(chunk)
         self._update(sums)
+        if self._adaptive is not None:
+            self._adaptive.move()
+            self._clipper.max_grad_norm = self._adaptive.value
         return loss
 
     def _update(self, sums: Tensor) -> None:
         """Take the optimiser's step on clipped sums, float64 [P], once they have their noise."""
         released = noised(
             sums.cpu().numpy(),
-            sensitivity=(1 + SUM_SLACK) * self._plan.max_grad_norm,
-            noise_multiplier=self._plan.noise_multiplier,
+            sensitivity=(1 + SUM_SLACK) * self._clipper.max_grad_norm,
+            noise_multiplier=self._noise_multiplier,
             keystream=self._keystream,
         )
         # By the expected batch, never by the drawn one.

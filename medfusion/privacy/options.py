@@ -29,12 +29,33 @@ class PrivacyOptions(Options):
     ``target_epsilon`` has no bounds here, because what is possible depends on the site's
     patients and on the run's steps: `medfusion.privacy.plan.make_plan` refuses an impossible
     one and names the nearest that is possible.
+
+    Attributes
+    ----------
+    max_grad_norm
+        C, the largest L2 norm of one patient's contribution to a step.
+    clip_quantile
+        Share of patients whose gradients are to stay unclipped: C follows it from step to step,
+        privately and at no further epsilon, and begins each round at ``max_grad_norm`` (see
+        `medfusion.privacy.adaptive_norm`). Unset: C stays.
+    unit_norm
+        Divide the noised mean gradient by C [1]_: one patient then moves it by at most 1 over
+        the expected batch whatever C is, so that C and the learning rate are chosen apart.
+        After the noise, it costs nothing. AdamW divides by the gradient's size anyway: there it
+        changes next to nothing.
+
+    References
+    ----------
+    .. [1] De et al., "Unlocking high-accuracy differentially private image classification
+       through scale", 2022, arXiv 2204.13650, section 2.
     """
 
     enabled: bool = True
     target_epsilon: float = 8.0
     shares: Shares = Shares()
     max_grad_norm: float = Field(default=1.0, gt=0)
+    clip_quantile: float | None = Field(default=None, gt=0, lt=1)
+    unit_norm: bool = False
 
 
 class ClientDpOptions(Options):

@@ -42,6 +42,11 @@ class DpPlan:
     metrics_noise, metrics_releases
         The same for each of the ``metrics_releases`` releases of score histograms; None and 0
         where no metric leaves the site.
+    unit_norm
+        Whether the noised mean gradient is divided by C before it moves the weights.
+    clip_quantile
+        Share of unclipped patients that C follows within a round, from ``max_grad_norm``; a
+        step's noise is then shared between gradient and count. None where C stays.
     """
 
     patients_public: int
@@ -55,6 +60,8 @@ class DpPlan:
     selection_noise: float | None
     metrics_noise: float | None
     metrics_releases: int
+    unit_norm: bool = False
+    clip_quantile: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:
@@ -151,6 +158,8 @@ def make_plan(
         selection_noise=selection,
         metrics_noise=metrics,
         metrics_releases=metrics_releases,
+        unit_norm=options.unit_norm,
+        clip_quantile=options.clip_quantile,
     )
 
 

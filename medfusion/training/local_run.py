@@ -83,19 +83,28 @@ class LocalRun:
     masked_labels: float
     loss: LossOptions
     augmented: bool
+    views: int
     small_images: bool
 
     @property
     def plain(self) -> bool:
         """Whether a study's loss is that of the logits alone, over all its known labels."""
-        return not (self.auxiliary_heads or self.masked_labels)
+        return not (self.auxiliary_heads or self.masked_labels or self.views > 1)
+
+    @property
+    def studies_at_once(self) -> int:
+        """Most studies in one backward pass, each with all its views."""
+        return max(1, self.physical_batch // self.views)
 
     def inputs(self, index: Tensor, streams: Streams) -> dict[str, Tensor]:
-        """Return the inputs of some studies, changed as training wants them.
+        """Return the inputs of some studies, [B * views, ...], changed as training wants them.
 
-        Each study may be augmented, have its image halved, have lost modalities, and be told
-        labels.
+        Each view may be augmented, have its image halved, have lost modalities, and be told
+        labels. The views of a study stand together: so what a study gets does not depend on how
+        batches are cut.
         """
+        if self.views > 1:
+            index = index.repeat_interleave(self.views)
         inputs = self.studies.inputs(index, self.device)
         if self.augmented:
             inputs = augment(inputs, self.studies.column_features, streams.changes)
@@ -126,9 +135,21 @@ class LocalRun:
     def losses(self, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
         """Return each study's loss, float32 [b], with those of the modalities' own heads.
 
+        It is the mean over the study's views, which ``inputs`` [b * views, ...] holds; each goes
+        through the model in a pass of its own, so that the first dimension counts studies there.
         A label that the inputs tell does not count, nor does the own head of a modality that
         the study lacks. Denominators are constant, so a loss depends on its study alone.
         """
+        if self.views == 1:
+            return self._losses(inputs, labels, known)
+        views = (
+            {name: tensor[view :: self.views] for name, tensor in inputs.items()}
+            for view in range(self.views)
+        )
+        return torch.stack([self._losses(view, labels, known) for view in views]).mean(dim=0)
+
+    def _losses(self, inputs: dict[str, Tensor], labels: Tensor, known: Tensor) -> Tensor:
+        """Return the loss of one view of each study, float32 [b]."""
         known = still_to_learn(known, inputs)
         if not self.auxiliary_heads:
             return per_sample_loss(self.logits(inputs), labels, known, self.loss)

@@ -1,11 +1,13 @@
 """One round of local training, private or not."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from medfusion.privacy.adaptive_norm import AdaptiveNorm, split_noise
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches, poisson_batches
@@ -124,6 +126,7 @@ def fit(
         masked_labels=masked_labels,
         loss=options.loss,
         augmented=options.augmentation != "none",
+        views=options.views,
         small_images=progress < options.small_images,
     )
     loss: float | None
@@ -149,6 +152,36 @@ def _open_streams(run: LocalRun, public: torch.Generator) -> Streams:
     return Streams(changes=changes, modalities=modalities, labels=labels)
 
 
+def _adaptive_norm(plan: DpPlan, keystream: Keystream) -> AdaptiveNorm | None:
+    if plan.clip_quantile is None:
+        return None
+    return AdaptiveNorm(
+        plan.max_grad_norm,
+        quantile=plan.clip_quantile,
+        count_noise=split_noise(plan.noise_multiplier)[1],
+        expected_batch=plan.expected_batch,
+        keystream=keystream,
+    )
+
+
+def _before_update(
+    run: LocalRun, plan: DpPlan, adaptive: AdaptiveNorm | None
+) -> Callable[[], None] | None:
+    """Return what changes the noised mean gradient before it moves the weights, if anything."""
+    if not plan.unit_norm:
+        return run.pull
+
+    def rescale_and_pull() -> None:
+        norm = adaptive.value if adaptive else plan.max_grad_norm  # of the step under way
+        for parameter in run.trainable:
+            if parameter.grad is not None:
+                parameter.grad.div_(norm)
+        if run.pull is not None:
+            run.pull()
+
+    return rescale_and_pull
+
+
 def _fit_privately(run: LocalRun, plan: DpPlan, private: Keystream) -> float | None:
     """Train under a plan; returns the mean loss over those drawn, None if nobody was."""
     from medfusion.privacy.dp_sgd import PrivateSteps  # Opacus takes a second to import
@@ -170,13 +203,15 @@ def _fit_privately(run: LocalRun, plan: DpPlan, private: Keystream) -> float | N
         steps=plan.steps_per_round,
         keystream=private.child("sampling"),
     )
+    adaptive = _adaptive_norm(plan, private.child("count of short gradients"))
     with PrivateSteps(
         run.model,
         run.optimizer,
         plan,
         keystream=private.child("noise"),
-        physical_batch=run.physical_batch,
-        before_update=run.pull,
+        physical_batch=run.studies_at_once,
+        before_update=_before_update(run, plan, adaptive),
+        adaptive=adaptive,
     ) as private_steps:
         for index in batches:
             total += private_steps.step(index, losses)

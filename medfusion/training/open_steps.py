@@ -13,11 +13,12 @@ from medfusion.training.local_run import LocalRun, Streams
 def fit_openly(run: LocalRun, batches: Iterator[Tensor], streams: Streams) -> float:
     """Train without privacy; returns the mean loss."""
     losses, sizes = [], []
-    for group in _grouped(batches, run.physical_batch):
+    for group in _grouped(batches, run.studies_at_once):
         # One gather for several small batches: at a few studies a step, it halves the work.
         index = torch.cat(group)
         rows = [batch.numel() for batch in group]  # len() of a tensor takes ten times as long
-        inputs = {n: torch.split(x, rows) for n, x in run.inputs(index, streams).items()}
+        of_inputs = [row * run.views for row in rows]
+        inputs = {n: torch.split(x, of_inputs) for n, x in run.inputs(index, streams).items()}
         labels, known = (torch.split(target, rows) for target in run.targets(index))
         for i, size in enumerate(rows):
             batch = {name: tensors[i] for name, tensors in inputs.items()}
@@ -64,7 +65,7 @@ def _backward(
     run: LocalRun, size: int, inputs: dict[str, Tensor], labels: Tensor, known: Tensor
 ) -> Tensor:
     """Leave the gradient of the batch's mean loss in ``grad``; returns that loss."""
-    most = run.physical_batch
+    most = run.studies_at_once
     if size <= most and run.plain:
         loss = mean_loss(run.logits(inputs), labels, known, run.loss)
         torch.autograd.backward(loss)
@@ -72,7 +73,8 @@ def _backward(
     total = torch.zeros((), device=run.device)
     for start in range(0, size, most):
         piece = slice(start, start + most)
-        part = {name: tensor[piece] for name, tensor in inputs.items()}
+        views = slice(start * run.views, (start + most) * run.views)
+        part = {name: tensor[views] for name, tensor in inputs.items()}
         loss = run.losses(part, labels[piece], known[piece]).sum() / size
         torch.autograd.backward(loss)
         total += loss.detach()

@@ -3,10 +3,11 @@
 from math import ceil
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medfusion.objectives.options import BceLoss, LossOptions
 from medfusion.options import Options
+from medfusion.training.recipes import check_recipe
 
 
 class RateMultipliers(Options):
@@ -34,11 +35,20 @@ class TrainingOptions(Options):
     ``steps`` sets the optimiser's steps of a round outright; unset, they follow from
     ``local_epochs`` and the site's declared number of patients. ``augmentation = "light"``
     changes each study a little at each step (see `medfusion.training.augmentation`).
-    ``schedule = "cosine"`` lets the learning rate fall over the whole run, to 0 after its last
-    step. ``small_images`` is the share of the rounds, from the first, that train on images of
-    half the size.
+    ``views = K`` trains on the mean loss of K changed versions of each study [1]_; under privacy
+    they are averaged before the patient's gradient is clipped, so that they cost time and no
+    epsilon. ``schedule = "cosine"`` lets the learning rate fall over the whole run, to 0 after
+    its last step. ``small_images`` is the share of the rounds, from the first, that train on
+    images of half the size. ``recipe`` names the settings that filled what a config left unset
+    (see `medfusion.training.recipes`).
+
+    References
+    ----------
+    .. [1] De et al., "Unlocking high-accuracy differentially private image classification
+       through scale", 2022, arXiv 2204.13650, section 3 ("augmentation multiplicity").
     """
 
+    recipe: str | None = None
     local_epochs: int = Field(default=1, ge=1)
     steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
@@ -50,7 +60,22 @@ class TrainingOptions(Options):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     loss: Annotated[LossOptions, Field(discriminator="name")] = BceLoss()
     augmentation: Literal["none", "light"] = "none"
+    views: int = Field(default=1, ge=1)
     small_images: float = Field(default=0.0, ge=0, lt=1)
+
+    @field_validator("recipe")
+    @classmethod
+    def _recipe_is_known(cls, name: str | None) -> str | None:
+        return name if name is None else check_recipe(name)
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> Self:
+        if self.views > 1 and self.augmentation == "none":
+            raise ValueError(
+                f"views = {self.views} of a study are all the same with augmentation = 'none': "
+                "expected augmentation = 'light', or views = 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _momentum_belongs_to_sgd(self) -> Self:

@@ -17,7 +17,7 @@ from medfusion.models.options import LogisticOptions
 from medfusion.models.registry import build_model
 from medfusion.models.saved import save_model
 
-VALUE, FIRST_INDICATOR = 0, 3  # entries of an encoded column
+VALUE, FIRST_INDICATOR = 0, 2  # entries of a column that the model reads
 
 
 @pytest.fixture

@@ -327,7 +327,8 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
 def test_a_crafted_model_does_not_tell_whose_scores_it_broke(cohort, tmp_path):
     asker = Asker(cohort, tmp_path)
     state = {name: value.detach().clone() for name, value in trainable_state(asker.model).items()}
-    state["linear.weight"][:, 0], state["linear.weight"][:, 8] = 3e38, -3e38
+    width = asker.model.feature_rows()["linear.weight"].width
+    state["linear.weight"][:, 0], state["linear.weight"][:, width] = 3e38, -3e38
     state["linear.bias"][:] = -3e38
     reply = asker.ask("evaluate", round=2, arrays=to_record(state))
     assert read_error(reply) is None

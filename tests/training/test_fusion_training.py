@@ -125,6 +125,7 @@ def make_run(model: Model, **changes: Any) -> LocalRun:
         autocast=make_autocast("float32", torch.device("cpu")),
         loss=SGD.loss,
         augmented=False,
+        views=1,
         small_images=False,
         **(arguments | changes),
     )

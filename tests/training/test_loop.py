@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,6 +177,16 @@ def test_proximal_term_pulls_towards_the_received_weights(private: bool) -> None
 
     # Draws, noise and losses are the same with and without the term: the first step starts at
     # the received weights, the second is pulled back by rate * mu * distance, unclipped.
+    start, one, two = weights(make_net()), after(1), after(2)
+    pulled = after(2, proximal_mu=70.0)
+    torch.testing.assert_close(pulled, two - 0.1 * 70.0 * (one - start), rtol=1e-4, atol=1e-5)
+
+
+def test_the_proximal_term_is_not_divided_by_the_clipping_norm() -> None:
+    def after(steps: int, **changes: Any) -> Tensor:
+        plan = replace(make_private_plan(steps), max_grad_norm=4.0, unit_norm=True)
+        return trained(plan=plan, steps=steps, **changes)
+
     start, one, two = weights(make_net()), after(1), after(2)
     pulled = after(2, proximal_mu=70.0)
     torch.testing.assert_close(pulled, two - 0.1 * 70.0 * (one - start), rtol=1e-4, atol=1e-5)

@@ -1,5 +1,6 @@
 """The loss and the augmentation of ``[training]`` as a round of training uses them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,12 +83,13 @@ def make_net() -> Net:
 
 def run(net: Net, *, public: int = 1, private: int = 2, **changes: Any) -> FitResult:
     plan, physical = changes.pop("plan", None), changes.pop("physical_batch", 32)
+    steps = plan.steps_per_round if plan else changes.pop("steps", 5)
     return fit(
         net,
         Studies(),
         options=TrainingOptions(batch_size=10, optimizer="sgd", learning_rate=0.1, **changes),
         plan=plan,
-        steps=5,
+        steps=steps,
         public=torch.Generator().manual_seed(public),
         private=Keystream(bytes(32), private),
         device=CPU,
@@ -153,11 +155,12 @@ def test_augmentation_changes_what_the_model_sees(plan: DpPlan | None) -> None:
 
 
 @pytest.mark.parametrize("physical_batch", [1, 7])
+@pytest.mark.parametrize("views", [1, 3])
 @PRIVATE_OR_NOT
 def test_views_do_not_depend_on_how_batches_are_cut(
-    plan: DpPlan | None, physical_batch: int
+    plan: DpPlan | None, views: int, physical_batch: int
 ) -> None:
-    light = {"plan": plan, "augmentation": "light"}
+    light = {"plan": plan, "augmentation": "light", "views": views}
     torch.testing.assert_close(
         trained(**light, physical_batch=physical_batch), trained(**light), rtol=1e-4, atol=1e-6
     )
@@ -178,3 +181,86 @@ def test_augmentation_does_not_change_who_is_drawn_under_a_plan() -> None:
     for one, other in zip(plain.fed, light.fed, strict=True):
         values = one["tabular"][..., 0], other["tabular"][..., 0]
         assert bool(((values[0] == values[1]) | (values[1] == 0)).all())
+
+
+VIEWS = 3
+ONE_STEP = replace(PLAN, sample_rate=1.0, expected_batch=50.0, steps_per_round=1)
+
+
+def gradients_of_studies(fed: list[dict[str, Tensor]], drawn: Tensor) -> list[Tensor]:
+    """Gradient, [P], of the mean loss over its views of each study ``drawn``, one by one.
+
+    The passes in ``fed`` come in groups of `VIEWS`, each group with the same studies.
+    """
+    net, found, studies = make_net(), [], Studies()
+    assert len(fed) % VIEWS == 0
+    for start in range(0, len(fed), VIEWS):
+        views = fed[start : start + VIEWS]
+        for row in range(len(views[0]["tokens"])):
+            study = drawn[len(found)]
+            labels, known = studies.labels[study, None], studies.known[study, None]
+            losses = [
+                per_sample_loss(
+                    net({name: x[row, None] for name, x in view.items()}), labels, known, BceLoss()
+                )
+                for view in views
+            ]
+            mean = torch.cat(losses).mean()
+            parts = torch.autograd.grad(mean, list(net.parameters()))
+            found.append(torch.cat([part.flatten() for part in parts]))
+    return found
+
+
+def test_under_a_plan_the_mean_over_views_is_clipped_once_for_each_patient() -> None:
+    """Against a loop over studies and views; the noise is far below the clipping norm."""
+    clip = 0.4
+    plan = replace(ONE_STEP, noise_multiplier=1e-9, max_grad_norm=clip)
+    net = make_net()
+    run(net, plan=plan, augmentation="light", views=VIEWS, physical_batch=20)
+    assert [len(inputs["tokens"]) for inputs in net.fed[:VIEWS]] == [6] * VIEWS  # 20 // 3
+    each = gradients_of_studies(net.fed, torch.arange(SIZE))
+    norms = torch.stack([gradient.norm() for gradient in each])
+    assert len(each) == SIZE
+    assert 2 < int((norms > clip).sum()) < SIZE - 2
+    mean = sum(g * min(1.0, clip / float(g.norm())) for g in each) / SIZE
+    torch.testing.assert_close(weights(net), weights(make_net()) - 0.1 * mean, rtol=0, atol=1e-6)
+
+
+def test_without_privacy_a_step_follows_the_mean_over_views() -> None:
+    net, draw = make_net(), torch.Generator().manual_seed(1)
+    run(net, augmentation="light", views=VIEWS, steps=1, physical_batch=12)
+    (drawn,) = epoch_batches(Studies().patients, batch_size=10, steps=1, generator=draw)
+    each = gradients_of_studies(net.fed, drawn)
+    assert len(each) == 10
+    mean = sum(each) / 10
+    torch.testing.assert_close(weights(net), weights(make_net()) - 0.1 * mean, rtol=0, atol=1e-6)
+
+
+@PRIVATE_OR_NOT
+def test_more_views_train_another_model(plan: DpPlan | None) -> None:
+    one, three = (trained(plan=plan, augmentation="light", views=views) for views in (1, VIEWS))
+    assert float((one - three).norm()) > 1e-3
+
+
+@pytest.mark.parametrize("clip", [0.25, 8.0])
+def test_the_gradient_over_its_clipping_norm_moves_the_weights(clip: float) -> None:
+    """Noise included; what FedProx pulls with is added after."""
+    start = weights(make_net())
+    plan = replace(ONE_STEP, max_grad_norm=clip)
+    usual, rescaled = (
+        trained(plan=replace(plan, unit_norm=unit_norm)) - start for unit_norm in (False, True)
+    )
+    torch.testing.assert_close(rescaled, usual / clip, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_a_norm_that_follows_a_quantile_trains_another_model_and_begins_each_round_anew(
+    unit_norm: bool,
+) -> None:
+    plan = replace(PLAN, max_grad_norm=5.0, noise_multiplier=0.01, unit_norm=unit_norm)
+    follows = replace(plan, clip_quantile=0.2)
+    assert torch.equal(trained(plan=follows), trained(plan=follows))
+    assert float((trained(plan=follows) - trained(plan=plan)).norm()) > 1e-3
+    one_step = replace(plan, steps_per_round=1), replace(follows, steps_per_round=1)
+    fixed, adaptive = (trained(plan=plan) for plan in one_step)
+    torch.testing.assert_close(fixed, adaptive, rtol=0, atol=1e-3)  # but for the noise

@@ -32,6 +32,8 @@ def test_steps_can_be_set_outright() -> None:
         {"weight_decay": -1.0},
         {"momentum": 1.0},
         {"momentum": 0.9, "optimizer": "adamw"},
+        {"views": 0, "augmentation": "light"},
+        {"views": 2},
     ],
 )
 def test_values_that_cannot_train_are_refused(data: dict[str, object]) -> None:

@@ -72,7 +72,9 @@ class Study:
 class Cohort:
     """What an importer read: the content of ``task.toml``, studies, notices and run settings.
 
-    ``training`` holds further keys of the config's section ``[training]``.
+    ``training`` holds further keys of the config's section ``[training]``; with a recipe in it,
+    ``batch_size`` and ``learning_rate`` may be None, which leaves them to the recipe. What
+    ``sections`` holds, by section, takes the place of the usual keys.
     """
 
     task: Mapping[str, Any]
@@ -80,9 +82,10 @@ class Cohort:
     notices: Sequence[str] = ()
     model: str = "medfusion_net"
     rounds: int = 20
-    batch_size: int = 16
-    learning_rate: float = 3e-3
+    batch_size: int | None = 16
+    learning_rate: float | None = 3e-3
     training: Mapping[str, Any] = field(default_factory=lambda: {"schedule": "cosine"})
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -145,6 +148,7 @@ def write_cohort(cohort: Cohort, out: Path) -> Imported:
             batch_size=cohort.batch_size,
             learning_rate=cohort.learning_rate,
             training=cohort.training,
+            sections=cohort.sections,
         )
     return Imported(sites=tuple(sites), notices=tuple(cohort.notices))
 
@@ -190,13 +194,18 @@ def write_config(
     sites: int,
     model: str = "medfusion_net",
     rounds: int,
-    batch_size: int,
-    learning_rate: float,
+    batch_size: int | None,
+    learning_rate: float | None,
     training: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write a ``config.toml`` that runs as it is, under privacy."""
+    """Write a ``config.toml`` that runs as it is, under privacy.
+
+    ``training`` and ``sections`` as in `Cohort`.
+    """
     net = {"size": "tiny", "modalities": list(task.modalities)} if model == "medfusion_net" else {}
-    config = {
+    sizes = {"batch_size": batch_size, "learning_rate": learning_rate}
+    config: dict[str, Any] = {
         "schema": 1,
         "run": {"name": task.task.name, "task": "task.toml", "rounds": rounds, "seed": 0},
         "simulation": {"sites": "sites/*"},
@@ -204,8 +213,7 @@ def write_config(
         "selection": {"method": "federated", "top_n": 8},
         "training": {
             "local_epochs": 1,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
+            **{key: value for key, value in sizes.items() if value is not None},
             **(training or {}),
         },
         "privacy": {
@@ -217,6 +225,8 @@ def write_config(
         "strategy": {"name": "fedavg"},
         "server": {"min_sites": min(2, sites), "round_timeout": 3600},
     }
+    for section, settings in (sections or {}).items():
+        config[section] = {**config.get(section, {}), **settings}
     write_text(folder / "config.toml", to_toml(config))
 
 

@@ -10,6 +10,7 @@ from medfusion.data.site_data import load_site_data
 from medfusion.data.split import TEST, TRAIN
 from medfusion.data.task import Task
 from medfusion.errors import DataError, UsageError
+from medfusion.training.recipes import RECIPES
 
 SECRET = "7731"  # stands for a value that no message may hold
 COLUMNS = (*FEATURES, "slope", "ca", "thal", "num")
@@ -18,7 +19,7 @@ COLUMNS = (*FEATURES, "slope", "ca", "thal", "num")
 def _row(number, **changes):
     """One patient, whose age tells which row it is."""
     row = {
-        "age": f"{20 + number}.0",
+        "age": f"{30 + number / 2}",
         "sex": "1.0" if number % 2 else "0",
         "cp": str(1 + number % 4),
         "trestbps": "130",
@@ -57,12 +58,15 @@ def test_hospitals_become_sites_with_values_as_they_are(tmp_path):
     task = Task.load(tmp_path / "out" / "task.toml")
     assert list(task.features) == list(FEATURES)
     assert task.labels.names == ("heart_disease",)
-    assert load_config(tmp_path / "out" / "config.toml").model.name == "logistic"
+    config = load_config(tmp_path / "out" / "config.toml")
+    assert config.model.name == "logistic"
+    assert config.training.recipe == "private"
+    assert config.training.learning_rate == RECIPES["private"]["training"]["learning_rate"]
     for site in SITES:
         data = load_site_data(tmp_path / "out" / "sites" / site)
         for values, label in zip(data.studies.features, data.studies.labels[:, 0], strict=True):
             found = dict(zip(FEATURES, values, strict=True))
-            number = int(found["age"]) - 20
+            number = round(2 * (found["age"] - 30))
             assert found["sex"] == number % 2  # F, M
             assert found["cp"] == number % 4
             assert found["restecg"] == number % 3
@@ -86,6 +90,22 @@ def test_a_zero_that_means_not_measured_is_missing(tmp_path):
     data = load_site_data(tmp_path / "out" / "sites" / "switzerland")
     missing = dict(zip(FEATURES, np.isnan(data.studies.features).sum(axis=0), strict=True))
     assert missing == dict.fromkeys(FEATURES, 0) | {"chol": 40}
+
+
+def test_what_lies_beyond_a_public_range_is_set_to_its_end(tmp_path):
+    rows = [_row(number) for number in range(40)]
+    rows[4] |= {"age": "19", "trestbps": "230", "oldpeak": "-2.6"}
+    rows[5] |= {"age": "101", "thalach": "60.5", "oldpeak": "6.2"}
+    imported = run(write_heart(tmp_path / "src", va=rows), tmp_path / "out")
+    assert imported.notices == ("va, age: blanked 1 cell outside 18 to 100 year",)
+    data = load_site_data(tmp_path / "out" / "sites" / "va")
+    columns = dict(zip(FEATURES, data.studies.features.T, strict=True))
+    assert sorted(columns["age"])[0] == 30  # of the 19 and, as before, of the first row
+    assert np.isnan(columns["age"]).sum() == 1
+    assert columns["trestbps"].max() == 180
+    assert columns["thalach"].min() == 70
+    assert (columns["oldpeak"].min(), columns["oldpeak"].max()) == (-1, 4)
+    assert (columns["oldpeak"] == -0.5).sum() == 38
 
 
 def test_repeated_rows_are_patients_of_their_own_and_counted_by_site(tmp_path):
@@ -129,7 +149,7 @@ def test_the_split_is_written_for_the_rows_that_are_kept(tmp_path):
     test = [kept[i] for i in _reference(np.array([int(number % 5 > 0) for number in kept]))]
     data = load_site_data(tmp_path / "out" / "sites" / "cleveland")
     ages = data.studies.features[:, 0]
-    assert sorted(ages[data.split == TEST] - 20) == test
+    assert sorted(2 * (ages[data.split == TEST] - 30)) == test
     assert (data.split == TRAIN).sum() == 59 - len(test)
     assert imported.sites[0].patients_public == 59 - len(test)
 
