@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 
 from medfusion.errors import DataError
 from medfusion.privacy.accounting import NoisedSums, composed_epsilon
-from medfusion.privacy.histograms import noised
+from medfusion.privacy.gaussian_noise import noised
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.options import ClientDpOptions
-from medfusion.randomness import stream
 from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
 from server.run_state import RunContext
 
@@ -105,7 +105,7 @@ class ClientDp:
             total,
             sensitivity=clip,
             noise_multiplier=self.options.noise_multiplier,
-            generator=stream(self.secret, *names),
+            keystream=Keystream(self.secret, *names),
         )
         arrays = _moved(incoming, total / self.sites)
         content_of = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT_KEY: 1})})
