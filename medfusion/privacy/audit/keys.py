@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import torch
 
+from medfusion.privacy.keystream import Keystream
 from medfusion.randomness import stream
 
 _SECRET_BYTES = 32
@@ -31,7 +32,7 @@ class AuditKeys:
     secret: bytes
     public_secrets: Mapping[str, bytes]
 
-    def private(self, number: int) -> torch.Generator:
+    def private(self, number: int) -> Keystream:
         """Return what draws and noise of a round come from, as a Node would make it."""
         return self._keyed(self.secret, number)
 
@@ -39,7 +40,7 @@ class AuditKeys:
         """Return the public stream of a round."""
         return stream(self.seed, self.site, self.run, "train", number)
 
-    def guess(self, name: str, number: int) -> torch.Generator:
+    def guess(self, name: str, number: int) -> Keystream:
         """Return what `private` would be, were a secret the one called ``name``."""
         return self._keyed(self.guesses()[name], number)
 
@@ -53,5 +54,5 @@ class AuditKeys:
             **self.public_secrets,
         }
 
-    def _keyed(self, secret: bytes, number: int) -> torch.Generator:
-        return stream(secret, self.run, "train", number, "audit")
+    def _keyed(self, secret: bytes, number: int) -> Keystream:
+        return Keystream(secret, self.run, "train", number, "audit")

@@ -22,6 +22,7 @@ from medfusion.models.seeding import seeded
 from medfusion.privacy.audit.bound import Guesses, best_guesses, largest_bound
 from medfusion.privacy.audit.canaries import CanaryModel, SyntheticStudies
 from medfusion.privacy.audit.keys import AuditKeys
+from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.randomness import stream
 from medfusion.training.loop import fit
@@ -165,7 +166,7 @@ def _updates(
     plan: DpPlan,
     studies: SyntheticStudies,
     keys: AuditKeys,
-    streams: Callable[[int], torch.Generator],
+    streams: Callable[[int], Keystream],
     on_round: Callable[[], None] | None = None,
 ) -> Iterator[Tensor]:
     """Train by the plan; yield what each round released on the canaries' rows, float32 [m].
