@@ -47,7 +47,7 @@ class PrivacyOptions(Options):
     References
     ----------
     .. [1] De et al., "Unlocking high-accuracy differentially private image classification
-       through scale", 2022, arXiv 2204.13650, section 2.
+       through scale", 2022, arXiv 2204.13650.
     """
 
     enabled: bool = True

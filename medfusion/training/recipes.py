@@ -20,7 +20,7 @@ setting                     why
 ``training.schedule``       A constant rate: averaging the rounds does what a falling one does.
 ``privacy.unit_norm``       The gradient over C [1]_: learning rates keep their meaning when C
                             is changed.
-``privacy.max_grad_norm``   C = 1, at which most patients are clipped.
+``privacy.max_grad_norm``   C, as chosen for logistic regression on fed-heart's training patients.
 ``server.ema``              Averages noise out of the last rounds' models [1]_, as
                             post-processing.
 ==========================  ==================================================================

@@ -73,7 +73,11 @@ def test_the_same_request_gets_the_same_noise_and_another_site_secret_other_nois
     asker = Asker(cohort, tmp_path / "b")
     again = asker.ask("train").array_records[ARRAYS]
     repeated = asker.ask("train").array_records[ARRAYS]
-    other = Asker(cohort, tmp_path / "c", secret=b"another").ask("train").array_records[ARRAYS]
+    other = (
+        Asker(cohort, tmp_path / "c", secret=b"another".ljust(32))
+        .ask("train")
+        .array_records[ARRAYS]
+    )
     assert bytes_of(first) == bytes_of(again) == bytes_of(repeated)
     assert bytes_of(first) != bytes_of(other)
 
@@ -319,7 +323,9 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
     digests = []
     for folder in (cohort, copy):
         asker = NodeAsker(folder, tmp_path / folder.name, "model.modalities=['image']")
-        trainer = Trainer(asker.data, asker.settings, tmp_path / "cache", b"s", asker.node._ledger)
+        trainer = Trainer(
+            asker.data, asker.settings, tmp_path / "cache", bytes(32), asker.node._ledger
+        )
         digests.append(trainer._data_sha256)
     assert digests[0] != digests[1]
 

@@ -22,7 +22,9 @@ class NodeAsker:
 
     usual = ()
 
-    def __init__(self, cohort, state, *overrides, secret=b"secret", simulated=True, change=None):
+    def __init__(
+        self, cohort, state, *overrides, secret=b"secret".ljust(32), simulated=True, change=None
+    ):
         self.config = load_config(cohort / "config.toml", [*self.usual, *overrides])
         data = load_site_data(next((cohort / "sites").iterdir()))
         self.data = change(data) if change else data
