@@ -12,6 +12,8 @@ from medfusion.transport.arrays import to_record
 from medfusion.transport.requests import CONFIG, ROUND_KEY, Request, request_content
 from server.rounds import run_settings
 
+SECRET = b"secret".ljust(32)
+
 
 class NodeAsker:
     """Asks for parts of the run that ``overrides`` of the cohort's config make.
@@ -22,9 +24,7 @@ class NodeAsker:
 
     usual = ()
 
-    def __init__(
-        self, cohort, state, *overrides, secret=b"secret".ljust(32), simulated=True, change=None
-    ):
+    def __init__(self, cohort, state, *overrides, secret=SECRET, simulated=True, change=None):
         self.config = load_config(cohort / "config.toml", [*self.usual, *overrides])
         data = load_site_data(next((cohort / "sites").iterdir()))
         self.data = change(data) if change else data
