@@ -178,7 +178,7 @@ class PrivateSteps:
 
     def _shaped(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views of a vector [P], one in the shape of each parameter."""
-        parts = flat.split([p.numel() for p in self._parameters.values()])
+        parts = torch.split(flat, [p.numel() for p in self._parameters.values()])
         shaped = zip(self._parameters.items(), parts, strict=True)
         return {name: part.view(parameter.shape) for (name, parameter), part in shaped}
 

@@ -108,7 +108,7 @@ class _Notes:
             return  # nobody differentiates what runs under no_grad
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         call = _Call(layer, rule, x.detach(), x._version)
-        output.register_hook(partial(self._arrive, call))
+        output.register_hook(partial(self._arrive, call))  # type: ignore[no-untyped-call]
         if not x.requires_grad:
             self.first.append(get_gradient_edge(output))
 

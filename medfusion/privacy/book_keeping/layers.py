@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from medfusion.models.blocks.standardized import StandardizedConv2d, standardized_with_scale
 
@@ -51,7 +52,7 @@ def linear(layer: nn.Linear, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def convolution(layer: nn.modules.conv._ConvNd, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+def convolution(layer: _ConvNd, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     """Gradients of a convolution in any number of dimensions, from [B, C, ...] and [B, O, ...]."""
     found = {}
     if _trained(layer, "weight"):
@@ -65,7 +66,7 @@ def convolution(layer: nn.modules.conv._ConvNd, x: Tensor, gradient: Tensor) -> 
 
 
 def transposed_convolution(
-    layer: nn.modules.conv._ConvTransposeNd, x: Tensor, gradient: Tensor
+    layer: _ConvTransposeNd, x: Tensor, gradient: Tensor
 ) -> dict[str, Tensor]:
     """Gradients of a transposed convolution: those of a convolution the other way round."""
     found = {}
@@ -164,7 +165,7 @@ def _channel_sums(gradient: Tensor) -> Tensor:
     return gradient.flatten(2).sum(2, dtype=at_least_float32(gradient.dtype))
 
 
-def _padded(layer: nn.modules.conv._ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+def _padded(layer: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return a layer's input, and the zeros that are still to be put around it."""
     if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return x, layer.padding
@@ -190,7 +191,7 @@ def _filters(
     inside = x.shape[1] // groups
     together = 1 if inside < _FEW_CHANNELS else len(x)
     parts = []
-    for some, their in zip(x.split(together), gradient.split(together), strict=True):
+    for some, their in zip(torch.split(x, together), torch.split(gradient, together), strict=True):
         filters = x.new_empty(()).expand(their.shape[0] * their.shape[1], inside, *kernel)
         _, found, _ = torch.ops.aten.convolution_backward(
             their.reshape(1, -1, *their.shape[2:]),
