@@ -71,7 +71,7 @@ def _findings(
     from medfusion.evaluation.report.audit_page import AuditFindings
     from medfusion.privacy.audit.attacks import inversion, membership
     from medfusion.privacy.audit.run import audit_plan
-    from medfusion.randomness import stream
+    from medfusion.privacy.keystream import Keystream
 
     root = _root(seed)
     keys = {claim: _keys(run, claim, None if seed is None else root) for claim in claims}
@@ -82,7 +82,7 @@ def _findings(
                 claim.plan,
                 claim=claim.epsilon,
                 keys=keys[claim],
-                coins=stream(root, "coins", *claim.sites),
+                coins=Keystream(root, "audit", *claim.sites).torch_generator("coins"),
                 canaries=canaries,
                 confidence=confidence,
                 on_round=advance,

@@ -63,7 +63,7 @@ def keys(secret: bytes = SECRET) -> AuditKeys:
 
 
 def audit(plan: DpPlan, secret: bytes = SECRET, **changes: Any) -> PlanAudit:
-    coins = stream(b"coins", changes.pop("coins", 0))
+    coins = stream(SEED, "coins", changes.pop("coins", 0))
     return audit_plan(plan, claim=CLAIM, keys=keys(secret), coins=coins, **changes)
 
 
