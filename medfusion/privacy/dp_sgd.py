@@ -105,7 +105,8 @@ class PrivateSteps:
         self._before_update = before_update
         self._physical_batch = physical_batch
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._clipper = Clipper(model, engine_for(model), max_grad_norm=plan.max_grad_norm)
+        norm = adaptive.value if adaptive else plan.max_grad_norm
+        self._clipper = Clipper(model, engine_for(model), max_grad_norm=norm)
         self._optimizer = optimizer
 
     def __enter__(self) -> Self:
