@@ -17,6 +17,7 @@ References
 ----------
 .. [1] McMahan, Ramage, Talwar and Zhang, "Learning differentially private recurrent language
    models", ICLR 2018 (the fixed-denominator estimator).
+.. [2] Balle and Wang, "Improving the Gaussian mechanism for differential privacy", ICML 2018.
 """
 
 import hashlib
@@ -34,7 +35,6 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from medfusion.errors import DataError
-from medfusion.privacy.accounting import NoisedSums, composed_epsilon
 from medfusion.privacy.gaussian_noise import noised
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.options import ClientDpOptions
@@ -114,16 +114,25 @@ class ClientDp:
     def account(self) -> dict[str, Any]:
         """Return what the run's rounds cost so far, as plain JSON data."""
         charges = [charge for charge in self._charges() if charge["run"] == self.run_id]
-        events = (NoisedSums(self.options.noise_multiplier, 1.0, len(charges)),)
         delta = self.options.delta
         return {
-            "epsilon": composed_epsilon(events, delta=delta) if charges else 0.0,
+            "epsilon": self._epsilon(len(charges)),
             "delta": delta,
             "clip": self.options.clip,
             "noise_multiplier": self.options.noise_multiplier,
             "sites": self.sites,
             "releases": len(charges),
         }
+
+    def _epsilon(self, releases: int) -> float:
+        """Return the epsilon of Gaussian sums over all sites, exact at any noise [2]_."""
+        from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
+
+        if not releases:
+            return 0.0
+        # n sums with noise z are one with noise z / sqrt(n).
+        sigma = self.options.noise_multiplier / math.sqrt(releases)
+        return float(get_epsilon_gaussian(sigma, self.options.delta))
 
     def _charge(self, number: int, content: str) -> None:
         """Bring a round's charge to the disk, unless it is there."""

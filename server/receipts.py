@@ -76,6 +76,7 @@ class Receipts:
         if self._path is None:
             return
         sites = {name: receipt.model_dump() for name, receipt in sorted(self._kept.items())}
+        self._path.parent.mkdir(parents=True, exist_ok=True)  # the first thing a run writes
         partial = self._path.with_name(f".{self._path.name}.partial")
         with partial.open("w", encoding="utf-8") as file:
             json.dump({"schema": 1, "sites": sites}, file, indent=2)

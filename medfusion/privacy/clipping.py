@@ -125,8 +125,8 @@ class Clipper:
         """Clip and add up; a sample whose norm is not finite adds nothing."""
         finite = norms.isfinite()
         if not bool(finite.all()):
-            for gradient in by_sample.values():
-                gradient[~finite] = 0  # zero times infinity would be NaN
+            for each in by_sample.values():
+                each[~finite] = 0  # zero times infinity would be NaN
         factors = (self.max_grad_norm / norms).clamp(max=1.0)
         factors = torch.where(finite, factors, 0.0)
         sums = {}
@@ -153,10 +153,10 @@ class Clipper:
         if not isfinite(floor):
             return  # says nothing: look at the next batch
         for name in sorted(self._unchecked):
-            own, expected = found.by_sample.get(name), found.by_batch.get(name)
+            own = found.by_sample.get(name)
             nothing = torch.zeros_like(self._parameters[name])
             total = nothing if own is None else own.sum(0)
-            expected = nothing if expected is None else expected
+            expected = found.by_batch.get(name, nothing)
             difference = float((total - expected).norm())
             size = float(norms.get(name, 0.0) + expected.norm())
             if not isfinite(difference) or size <= floor:
@@ -174,4 +174,5 @@ def _norms(gradient: Tensor) -> Tensor:
     """Norms [b] of gradients [b, ...], in two steps: long sums of squares lose digits."""
     rows = gradient.flatten(2) if gradient.ndim > 2 else gradient
     partial = torch.linalg.vector_norm(rows, dim=2) if rows.ndim > 2 else rows
-    return torch.linalg.vector_norm(partial.reshape(len(partial), -1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(partial.reshape(len(partial), -1), dim=1)
+    return norms

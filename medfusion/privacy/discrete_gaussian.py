@@ -105,7 +105,8 @@ class NarrowGaussian:
         for place in np.flatnonzero(tied):
             sizes[place] = self._resolve(drawn[place], keystream)
         signs = -(words & np.uint64(1)).view(np.int64)
-        return (sizes ^ signs) - signs
+        signed: NDArray[np.int64] = (sizes ^ signs) - signs
+        return signed
 
     def _resolve(self, drawn: np.int64, keystream: Keystream) -> int:
         """Return the size for 63 bits that are those of a boundary, by 64 further bits."""

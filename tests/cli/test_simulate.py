@@ -85,7 +85,7 @@ def test_a_private_run_leaves_all_that_is_promised(
     assert set(summary["auroc"]) == set(LABELS)
     assert set(summary["sites"]) == {"alder", "birch"}
     for site in summary["sites"].values():
-        assert set(site) == {"patients", "auroc_macro", "epsilon", "delta"}
+        assert set(site) == {"patients", "auroc_macro", "epsilon", "delta", "max_epsilon"}
         assert site["patients"] == 28
         assert 7.5 < site["epsilon"] <= 8.0
     card = _strict_json((out / "model" / "model.json").read_text())

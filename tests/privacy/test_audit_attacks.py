@@ -55,7 +55,7 @@ def test_members_are_known_by_their_loss_without_privacy_only() -> None:
     rounds: list[int] = []
     plain = membership(None, KEYS)
     private = membership(plan(2.0), KEYS, lambda: rounds.append(1))
-    assert plain.auroc > 0.9
+    assert plain.auroc > 0.8  # half of the others are right by chance
     assert plain.members.mean() < 0.2 < plain.others.mean()
     assert abs(private.auroc - 0.5) < 0.15
     assert len(rounds) == 2

@@ -69,10 +69,10 @@ def test_under_autocast_they_are_float32_and_add_up_to_the_gradient():
     assert difference < 0.02 * layer.weight.grad.norm()
 
 
-def test_private_steps_bring_the_registration_along():
+def test_the_hooks_bring_the_registration_along():
     code = (
-        "import medfusion.privacy.dp_sgd as dp_sgd\n"
+        "import medfusion.privacy.opacus_hooks as hooks\n"
         "from medfusion.models.blocks.standardized import StandardizedConv2d as layer\n"
-        "assert layer in dp_sgd.GradSampleHooks.GRAD_SAMPLERS"
+        "assert layer in hooks.GradSampleHooks.GRAD_SAMPLERS"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,6 +12,7 @@ from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss, Los
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches
+from medfusion.randomness import spawn
 from medfusion.training.loop import FitResult, fit
 from medfusion.training.options import TrainingOptions
 
@@ -229,6 +230,8 @@ def test_under_a_plan_the_mean_over_views_is_clipped_once_for_each_patient() -> 
 def test_without_privacy_a_step_follows_the_mean_over_views() -> None:
     net, draw = make_net(), torch.Generator().manual_seed(1)
     run(net, augmentation="light", views=VIEWS, steps=1, physical_batch=12)
+    for _ in range(3):  # augmentation and what is hidden and told have streams of their own
+        spawn(draw)
     (drawn,) = epoch_batches(Studies().patients, batch_size=10, steps=1, generator=draw)
     each = gradients_of_studies(net.fed, drawn)
     assert len(each) == 10

@@ -212,7 +212,8 @@ def _filters(
 
 def _pointwise(x: Tensor, gradient: Tensor, stride: Sequence[int], groups: int) -> Tensor:
     """Gradients [B groups, O / groups, C / groups] of filters of one position."""
-    seen = x[(..., *(slice(None, None, step) for step in stride))]
+    places: list[Any] = [..., *(slice(None, None, step) for step in stride)]
+    seen = x[tuple(places)]
     inputs = seen.reshape(len(x) * groups, x.shape[1] // groups, -1)
     gradients = gradient.reshape(len(x) * groups, gradient.shape[1] // groups, -1)
     return torch.bmm(gradients, inputs.transpose(1, 2))
