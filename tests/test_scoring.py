@@ -25,7 +25,7 @@ def saved_model(task, *, method="none", selection=None, top_n=1) -> SavedModel:
     options = LogisticOptions()
     module = build_model(options, task, seed=0)
     with torch.no_grad():
-        module.linear.weight[0, 0] = 2.0  # the first label: the scaled age
+        module.linear.tabular.weight[0, 0] = 2.0  # the first label: the scaled age
     return SavedModel(module, options, task, selection, method, top_n, {})
 
 
@@ -50,7 +50,7 @@ def test_another_task_is_refused(site, tmp_path):
 def test_a_diverged_model_is_refused(site, tmp_path):
     saved = saved_model(site.task)
     with torch.no_grad():
-        saved.module.linear.bias.fill_(torch.nan)
+        saved.module.bias.weight.fill_(torch.nan)
     with pytest.raises(FederationError, match="NaN"):
         score_part(saved, site, TEST, cache=tmp_path)
 

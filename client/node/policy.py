@@ -51,8 +51,8 @@ def check_settings(
             "privacy.enabled = false: this site takes part under differential privacy only "
             "([policy] allow_without_privacy)"
         )
+    _check_encoder(settings.model.text.encoder)
     if isinstance(settings.model, MedFusionNetOptions):
-        _check_encoder(settings.model.text.encoder)
         _check_init(settings.model)
 
 

@@ -39,9 +39,7 @@ def local_files_sha256(options: ModelOptions, task: Task) -> str:
 
 
 def _local_files(options: ModelOptions, task: Task) -> Iterator[Path]:
-    if not isinstance(options, MedFusionNetOptions):
-        return
-    if options.init is not None:
+    if isinstance(options, MedFusionNetOptions) and options.init is not None:
         yield from (path for path in init_files(find_init(options.init)) if path.is_file())
     if "text" not in modalities_of(options, task):
         return

@@ -5,8 +5,8 @@
 - Tabular: a token per column, with its threshold indicators and its missing flag.
 - Text: a token per word piece, from a (frozen) language encoder.
 - Each modality adds a learned token that says whether it is there.
-- Optional: gates, a head for each modality beside the fused one, label states (see
-  `medfusion.models.options`).
+- Optional: gates, a head for each modality beside the fused one, label states, a linear path
+  beside the network (see `medfusion.models.options`).
 
 Shapes: B batch, C channels, H height, W width, N image tokens, K columns, V values of a column
 (3 + L), T text tokens, L labels.
@@ -22,6 +22,7 @@ from torch.nn import functional
 from medfusion.models.blocks.gating import TokenGate
 from medfusion.models.blocks.heads import PooledHead, QueryHead
 from medfusion.models.blocks.image_streams import ImageStreams, StreamSizes
+from medfusion.models.blocks.linear_path import LinearPath
 from medfusion.models.blocks.tokens import Memory, StateToken, TabularTokens, TextTokens
 from medfusion.models.blocks.unimodal import UnimodalLabels, UnimodalPooled
 from medfusion.models.contract import FUSED, LABEL_STATES, Model
@@ -133,6 +134,9 @@ class MedFusionNet(Model):
         alone = self.modalities if apart else ()
         kind = UnimodalLabels if options.head == "queries" else UnimodalPooled
         self.unimodal = nn.ModuleDict({name: kind(width, spec.labels) for name in alone})
+        text_width = self.text_encoder.width if "text" in self.modalities else None
+        linear = LinearPath(spec, self.modalities, text_width) if options.linear_path else None
+        self.linear = linear
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, L]."""
@@ -140,11 +144,14 @@ class MedFusionNet(Model):
 
     def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the logits, and those of each modality's own head if there are such heads."""
-        memories = self._memories(inputs)
+        states_BPS = self.text_encoder.states_of(inputs) if "text" in self.modalities else None
+        memories = self._memories(inputs, states_BPS)
         for number, name in enumerate(self.token_gates):
             memories[number] = self.token_gates[name](memories[number])
         told = [inputs.get(LABEL_STATES)] if self._label_states else []
         fused_BL, evidence = self.head(memories, *told)
+        if self.linear is not None:
+            fused_BL = fused_BL + self.linear(inputs, states_BPS)
         if not self.unimodal:
             return {FUSED: fused_BL}
         apart = {
@@ -153,19 +160,16 @@ class MedFusionNet(Model):
         }
         return {FUSED: fused_BL, **apart}
 
-    def _memories(self, inputs: dict[str, Tensor]) -> list[Memory]:
-        """Return the memory of each modality."""
+    def _memories(self, inputs: dict[str, Tensor], states_BPS: Tensor | None) -> list[Memory]:
+        """Return the memory of each modality; ``states_BPS`` are the states of the notes."""
         memories: list[Memory] = []
         if "image" in self.modalities:
             memories.append(self.image(inputs["image"], inputs["image_present"]))
         if "tabular" in self.modalities:
             memories.append(self.tabular(inputs["tabular"]))
         if "text" in self.modalities:
-            tokens_BT = inputs["tokens"]
-            states_BPS = inputs.get("text_states")
-            if states_BPS is None:
-                states_BPS = self.text_encoder(tokens_BT)
-            memories.append(self.text(states_BPS, tokens_BT))
+            assert states_BPS is not None
+            memories.append(self.text(states_BPS, inputs["tokens"]))
         return memories
 
     def label_biases(self) -> list[nn.Parameter]:
@@ -174,10 +178,11 @@ class MedFusionNet(Model):
         return [head.label_bias for head in heads]
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
-        """Name the table of the columns' affine maps: a row each."""
+        """Name the table of the columns' affine maps, a row each, and the linear path's weight."""
         if "tabular" not in self.modalities:
             return {}
-        return {"tabular.maps.weight": FeatureAxis(0, 1)}
+        linear = {} if self.linear is None else self.linear.feature_rows("linear")
+        return {"tabular.maps.weight": FeatureAxis(0, 1), **linear}
 
 
 def _make_head(

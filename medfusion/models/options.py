@@ -10,6 +10,12 @@ Modality = Literal["image", "tabular", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "tabular", "text")
 
 
+def _ordered(value: tuple[Modality, ...]) -> tuple[Modality, ...]:
+    if not value or len(set(value)) != len(value):
+        raise ValueError("expected at least one of image, tabular, text, each once")
+    return tuple(name for name in MODALITIES if name in value)
+
+
 class TextOptions(Options):
     """Section ``[model.text]``.
 
@@ -73,6 +79,9 @@ class MedFusionNetOptions(Options):
         no such losses (idle with one modality).
     masked_labels
         Probability that training tells a study some of its labels (label-mask training).
+    linear_path
+        Adds to each label's logit a linear function of fixed features of each modality: wavelets
+        of the image, the tabular columns, the mean state of the note (Cheng et al. 2016).
     """
 
     name: Literal["medfusion_net"] = "medfusion_net"
@@ -90,6 +99,7 @@ class MedFusionNetOptions(Options):
     gating: Literal["none", "token"] = "none"
     auxiliary_heads: float = Field(default=0.0, ge=0)
     masked_labels: float = Field(default=0.0, ge=0, lt=1)
+    linear_path: bool = False
     text: TextOptions = TextOptions()
 
     @field_validator("size", mode="before")
@@ -101,11 +111,7 @@ class MedFusionNetOptions(Options):
     @field_validator("modalities")
     @classmethod
     def _in_fixed_order(cls, value: tuple[Modality, ...] | None) -> tuple[Modality, ...] | None:
-        if value is None:
-            return None
-        if not value or len(set(value)) != len(value):
-            raise ValueError("expected at least one of image, tabular, text, each once")
-        return tuple(name for name in MODALITIES if name in value)
+        return None if value is None else _ordered(value)
 
     @model_validator(mode="after")
     def _frozen_weights_have_a_source(self) -> Self:
@@ -145,18 +151,26 @@ class MedFusionNetOptions(Options):
 
 
 class LogisticOptions(Options):
-    """The logistic model reads the tabular columns and has nothing to choose."""
+    """Logistic regression on fixed features of each modality.
+
+    Attributes
+    ----------
+    modalities
+        What the model reads: image (wavelets), tabular (the columns), text (the mean state).
+    """
 
     name: Literal["logistic"] = "logistic"
+    modalities: tuple[Modality, ...] = ("tabular",)
+    text: TextOptions = TextOptions()
 
-    @property
-    def modalities(self) -> tuple[Literal["tabular"]]:
-        """What the model reads."""
-        return ("tabular",)
+    @field_validator("modalities")
+    @classmethod
+    def _in_fixed_order(cls, value: tuple[Modality, ...]) -> tuple[Modality, ...]:
+        return _ordered(value)
 
     @property
     def auxiliary_heads(self) -> float:
-        """Zero: a model of one modality has no heads beside its own."""
+        """Zero: a linear model has no heads beside its own."""
         return 0.0
 
     @property
@@ -166,7 +180,7 @@ class LogisticOptions(Options):
 
     @property
     def modality_dropout(self) -> float:
-        """Zero: a model of one modality has none to hide."""
+        """Zero: a sum of modalities leans on none, and loses by hiding one."""
         return 0.0
 
 

@@ -206,9 +206,12 @@ def _means_the_same(
         return saved.options.text == options.text
     if saved.task.labels.names != task.labels.names:
         return False
+    # order, ranges and units: they are what a column's values mean
+    same_columns = list(saved.task.features.items()) == list(task.features.items())
     if part == "tabular":
-        # order, ranges and units: they are what a column's values mean
-        return list(saved.task.features.items()) == list(task.features.items())
+        return same_columns
+    if part == "linear" and not (same_columns and saved.options.text == options.text):
+        return False
     return saved.module.modalities == modalities
 
 

@@ -102,7 +102,7 @@ def build_model(
 
 def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":
     """Return the tokenizer that fits the model's text encoder; None if it reads no text."""
-    if not isinstance(options, MedFusionNetOptions) or "text" not in modalities_of(options, task):
+    if "text" not in modalities_of(options, task):
         return None
     from medfusion.models.blocks.text_encoder import tokenizer
 

@@ -36,7 +36,7 @@ def write_model(site: Path, folder: Path, *, method: str, reads: int = VALUE) ->
     options = LogisticOptions()
     module = build_model(options, task, seed=0)
     with torch.no_grad():
-        module.linear.weight[:, reads] = 3.0
+        module.linear.tabular.weight[:, reads] = 3.0
     card = {
         "task": task.to_json(),
         "model": options.model_dump(mode="json"),

@@ -192,11 +192,11 @@ def test_a_model_that_does_not_fit_is_refused(cohort, tmp_path, damage):
     asker = Asker(cohort, tmp_path)
     state = {name: value.detach().clone() for name, value in trainable_state(asker.model).items()}
     if damage == "missing":
-        state.pop("linear.bias")
+        state.pop("bias.weight")
     elif damage == "shape":
-        state["linear.bias"] = state["linear.bias"][:-1]
+        state["bias.weight"] = state["bias.weight"][:-1]
     else:
-        state["linear.bias"][0] = float("nan")
+        state["bias.weight"][0] = float("nan")
     assert isinstance(read_error(asker.ask("train", arrays=to_record(state))), FederationError)
 
 
@@ -333,9 +333,9 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
 def test_a_crafted_model_does_not_tell_whose_scores_it_broke(cohort, tmp_path):
     asker = Asker(cohort, tmp_path)
     state = {name: value.detach().clone() for name, value in trainable_state(asker.model).items()}
-    width = asker.model.feature_rows()["linear.weight"].width
-    state["linear.weight"][:, 0], state["linear.weight"][:, width] = 3e38, -3e38
-    state["linear.bias"][:] = -3e38
+    width = asker.model.feature_rows()["linear.tabular.weight"].width
+    state["linear.tabular.weight"][:, 0], state["linear.tabular.weight"][:, width] = 3e38, -3e38
+    state["bias.weight"][:] = -3e38
     reply = asker.ask("evaluate", round=2, arrays=to_record(state))
     assert read_error(reply) is None
     assert np.isfinite(read_histograms(reply)).all()

@@ -42,6 +42,8 @@ assert B not in {K, L, T, 3 + L, 32, 1, len(TASK.features)}
 
 CASES = {
     "logistic": LogisticOptions(),
+    "logistic_of_all": LogisticOptions(modalities=("image", "tabular", "text")),
+    "linear_path": MedFusionNetOptions(linear_path=True),
     "default": MedFusionNetOptions(),
     "small": MedFusionNetOptions(size="small"),
     "image": MedFusionNetOptions(modalities=("image",)),

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from medfusion.data.encode import MISSING, SELECTED
@@ -28,13 +29,13 @@ def make_inputs() -> torch.Tensor:
 
 def test_it_weighs_what_is_known_of_the_selected_columns_and_not_their_flag() -> None:
     model = build_model(LogisticOptions(), TASK, seed=0)
-    weight, bias = model.get_parameter("linear.weight"), model.get_parameter("linear.bias")
+    weight, bias = model.get_parameter("linear.tabular.weight"), model.get_parameter("bias.weight")
     with torch.no_grad():
         weight.normal_(generator=torch.Generator().manual_seed(1))
-        bias.copy_(torch.tensor([0.5, -2.0]))
+        bias.copy_(torch.tensor([[0.5], [-2.0]]))
     tabular = make_inputs()
     of_columns = weight.detach().reshape(L, K, 2 + L)
-    expected = bias.detach().expand(B, L).clone()
+    expected = bias.detach().flatten().expand(B, L).clone()
     for column in (0, 1):
         for place, value in enumerate((0, MISSING, 3, 4)):  # value, missing, two indicators
             expected += tabular[:, column, value, None] * of_columns[:, column, place]
@@ -58,3 +59,87 @@ def test_its_rows_are_indexed_by_column() -> None:
     with torch.no_grad():
         model.get_parameter(name)[:, 3 * width :] = 7.0  # the last column, which is not selected
     assert float(model({"tabular": make_inputs()}).detach().abs().max()) == 0.0
+
+
+def multimodal() -> Task:
+    return Task.parse(
+        {
+            "task": {"name": "logistic", "kind": "multilabel"},
+            "image": {"size": [32, 32]},
+            "text": {"max_tokens": 6},
+            "features": {f"f{n}": {"kind": "numeric", "low": 0, "high": 1} for n in range(K)},
+            "labels": {"names": ["a", "b"]},
+        },
+        where="test",
+    )
+
+
+def all_inputs() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(1, 900, (B, 6), generator=draw)
+    tokens[:, 4:] = 0
+    return {
+        "image": torch.randn(B, 1, 32, 32, generator=draw),
+        "image_present": torch.ones(B, dtype=torch.bool),
+        "tabular": make_inputs(),
+        "tokens": tokens,
+    }
+
+
+def test_it_adds_up_what_each_modality_says() -> None:
+    options = LogisticOptions(modalities=("text", "image", "tabular"))
+    model, inputs = build_model(options, multimodal(), seed=0), all_inputs()
+    assert torch.equal(model(inputs), torch.zeros(B, L))
+    names = {"image": "image", "tabular": "tabular", "text": "tokens"}
+    draw = torch.Generator().manual_seed(4)
+    weights = {name: model.get_parameter(f"linear.{name}.weight") for name in names}
+    alone = []
+    with torch.no_grad():
+        for weight in weights.values():
+            for other in weights.values():
+                other.zero_()
+            weight.normal_(generator=draw)
+            alone.append(model(inputs))
+            assert alone[-1].abs().min() > 0
+        draw.manual_seed(4)
+        for weight in weights.values():
+            weight.normal_(generator=draw)
+        torch.testing.assert_close(model(inputs), sum(alone))
+
+
+@pytest.mark.parametrize("lost", ["image", "text"])
+def test_of_what_is_absent_it_reads_that_it_is(lost: str) -> None:
+    model = build_model(LogisticOptions(modalities=(lost,)), multimodal(), seed=0)
+    weight = model.get_parameter(f"linear.{lost}.weight")
+    with torch.no_grad():
+        weight.normal_(generator=torch.Generator().manual_seed(5))
+    inputs = all_inputs()
+    inputs["image_present"][1] = False
+    inputs["tokens"][1] = 0
+    logits = model(inputs).detach()
+    torch.testing.assert_close(logits[1], weight[:, -1].detach())
+    assert not torch.isclose(logits[0], logits[2]).any()
+
+
+def test_an_image_and_a_note_weigh_the_same_however_large() -> None:
+    """The gradient of the weights is as long as what is read."""
+    for name in ("image", "text"):
+        model = build_model(LogisticOptions(modalities=(name,)), multimodal(), seed=0)
+        inputs = {key: value[:1] for key, value in all_inputs().items()}
+        inputs["image"] = inputs["image"] * 0.3 + 0.2
+        model(inputs)[0, 0].backward()
+        gradient = model.get_parameter(f"linear.{name}.weight").grad
+        assert float(gradient.norm()) == pytest.approx(6.0, rel=1e-3)
+
+
+def test_padding_does_not_count() -> None:
+    options = LogisticOptions(modalities=("text",))
+    model, inputs = build_model(options, multimodal(), seed=0), all_inputs()
+    with torch.no_grad():
+        model.get_parameter("linear.text.weight").normal_()
+    states = model.text_encoder(inputs["tokens"])
+    other = states.clone()
+    other[:, 4:] = 9.0
+    told = [model(inputs | {"text_states": each}).detach() for each in (states, other)]
+    torch.testing.assert_close(*told)
+    torch.testing.assert_close(told[0], model(inputs).detach())

@@ -84,6 +84,11 @@ class TextEncoder(nn.Module):
                 states_BPS = (states_BPS * real_BT1).sum(dim=1, keepdim=True)
             return rms_norm(states_BPS, (self.width,), eps=_SMALLEST_SQUARE)
 
+    def states_of(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the states of a model's inputs, computed in advance or now."""
+        states_BPS = inputs.get("text_states")
+        return self(inputs["tokens"]) if states_BPS is None else states_BPS
+
     @cached_property
     def sha256(self) -> str | None:
         """Digest of a large encoder; None for ``tiny``, whose states are quickly had."""
