@@ -23,7 +23,6 @@ References
 import hashlib
 import json
 import math
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from medfusion.atomic_files import create_secret, make_folder, write_json
 from medfusion.errors import DataError
 from medfusion.privacy.gaussian_noise import noised
 from medfusion.privacy.keystream import Keystream
@@ -139,13 +139,8 @@ class ClientDp:
         charges = self._charges()
         charge = {"run": self.run_id, "round": number, "content": content}
         if charge not in charges:
-            path = self.folder / _LEDGER
-            partial = path.with_name(f".{_LEDGER}.partial")
-            with partial.open("w", encoding="utf-8") as file:
-                json.dump({"schema": 1, "charges": [*charges, charge]}, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            ledger = {"schema": 1, "charges": [*charges, charge]}
+            write_json(self.folder / _LEDGER, ledger, durable=True)
 
     def _charges(self) -> list[dict[str, Any]]:
         path = self.folder / _LEDGER
@@ -153,7 +148,8 @@ class ClientDp:
             return []
         try:
             charges = json.loads(path.read_text(encoding="utf-8"))["charges"]
-            assert isinstance(charges, list)
+            if not isinstance(charges, list):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise DataError(
                 f"{path}: expected the charges of this run, found a damaged file; restore it from "
@@ -171,13 +167,8 @@ def coordinators_secret(folder: Path, *, seed: int, simulated: bool) -> bytes:
         return hashlib.sha256(f"simulated coordinator's secret/{seed}".encode()).digest()
     path = folder / _SECRET
     if not path.exists():
-        partial = path.with_name(f".{_SECRET}.partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        make_folder(folder)
+        create_secret(path, secrets.token_bytes(_SECRET_BYTES))
     secret = path.read_bytes()
     if len(secret) != _SECRET_BYTES:
         raise DataError(

@@ -5,12 +5,12 @@ put back while the coordinator is down.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Message, RecordDict
 
+from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import ConfigError, DataError
 from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.transport.requests import RECEIPT, read_receipt, receipt_record
@@ -76,10 +76,5 @@ class Receipts:
         if self._path is None:
             return
         sites = {name: receipt.model_dump() for name, receipt in sorted(self._kept.items())}
-        self._path.parent.mkdir(parents=True, exist_ok=True)  # the first thing a run writes
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump({"schema": 1, "sites": sites}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        make_folder(self._path.parent)  # the first thing a run writes
+        write_json(self._path, {"schema": 1, "sites": sites}, durable=True)

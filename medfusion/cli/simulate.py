@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from medfusion.atomic_files import write_atomically
+
 if TYPE_CHECKING:
     from medfusion.config import RunConfig
 
@@ -108,9 +110,7 @@ def _claim(folder: Path, config: "RunConfig") -> Path:
     if not is_run and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not a run folder; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".config.toml.partial"
-    partial.write_text(config_text(config), encoding="utf-8")
-    partial.rename(path)
+    write_atomically(path, config_text(config), durable=False)
     return path
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from medfusion.errors import DataError
 from medfusion.evaluation.metrics import metrics_from_counts, sigmoid
 from medfusion.evaluation.report import wording
 from medfusion.evaluation.report.build import _script_safe, build_report
+from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.run_folder import read_run
 from medfusion.evaluation.score_histograms import bin_centres
 
@@ -281,3 +283,13 @@ def test_damaged_folders_are_explained(
 )
 def test_wording(text: str, expected: str) -> None:
     assert text == expected
+
+
+@pytest.mark.parametrize("template", ["report.html.j2", "audit.html.j2"])
+def test_a_page_that_lacks_content_does_not_replace_one(tmp_path: Path, template: str) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("whole")
+    with pytest.raises(UndefinedError):
+        render_page(template, {}, path)
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
