@@ -22,7 +22,6 @@ from medfusion.privacy.ledger_chain import EMPTY
 from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.privacy.ledger_witness import Witness
 from medfusion.privacy.options import ClientDpOptions
-from medfusion.transport.requests import RECEIPT, receipt_record
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import ClientDp, coordinators_secret
 from server.receipts import Receipts
@@ -141,9 +140,7 @@ def charge(folder: Path) -> None:
 
 def keep_receipt(folder: Path) -> None:
     receipts = Receipts(folder / "receipts.json")
-    reply = make_reply({"w": 1}, 1)
-    reply.content[RECEIPT] = receipt_record(Receipt(uuid="one", count=1, tag="0" * 64))
-    receipts.take({"north": reply})
+    receipts.take([("north", Receipt(uuid="one", count=1, tag="0" * 64))])
 
 
 def save_checkpoint(folder: Path) -> None:

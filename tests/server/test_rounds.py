@@ -14,7 +14,7 @@ from medfusion.models.initial_weights import InitialWeights
 from medfusion.transport.requests import ARRAYS, CONFIG, ROUND_KEY
 from server.progress import RunProgress
 from server.results import model_card, write_results
-from server.rounds import run_settings
+from server.run_state import run_settings
 
 
 def test_fedavg_is_the_weighted_mean_in_the_order_of_names(federation):
