@@ -41,7 +41,10 @@ def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
 
 
 def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -> None:
-    """Write the run folder's results; ``summary.json`` comes last and says that all are there."""
+    """Write the run folder's results; ``summary.json`` comes last and says that all are there.
+
+    A power cut does not belie it: each is on the disk before the next is written.
+    """
     folder, labels, found = context.folder, context.task.labels.names, outcome.progress.histograms
     save_model(folder / "model", from_record(outcome.arrays), card)
     histograms = {
@@ -50,12 +53,12 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
         "bins": next(iter(found.values())).shape[-1],
         "sites": {name: array.tolist() for name, array in found.items()},
     }
-    write_json(folder / "histograms.json", histograms, durable=False)
+    write_json(folder / "histograms.json", histograms, durable=True)
     summary = _summary(context, outcome)
     from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
 
     build_report(folder, summary=summary)
-    write_json(folder / "summary.json", summary, durable=False)
+    write_json(folder / "summary.json", summary, durable=True)
 
 
 def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:

@@ -110,7 +110,7 @@ def _claim(folder: Path, config: "RunConfig") -> Path:
     if not is_run and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists and is not a run folder; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, config_text(config), durable=False)
+    write_atomically(path, config_text(config), durable=True)
     return path
 
 

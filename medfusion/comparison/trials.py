@@ -149,7 +149,7 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
         logits = _score(trial, folder, out / "cache")
     except MedFusionError as error:
         raise type(error)(f"arm ({trial.arm}), run {trial.name}: {error}") from error
-    with replacing(folder / _SCORES, durable=False) as partial, partial.open("wb") as file:
+    with replacing(folder / _SCORES, durable=True) as partial, partial.open("wb") as file:
         np.save(file, logits, allow_pickle=False)
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medfusion.atomic_files import replacing
+from medfusion.atomic_files import make_folder, replacing
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
@@ -38,11 +38,11 @@ class SavedModel:
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write weights and card; each file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights and card; each file appears whole or not at all, for good."""
+    make_folder(folder)
     with (  # both are written before either is moved, the weights first
-        replacing(folder / "model.json", durable=False) as text,
-        replacing(folder / "model.safetensors", durable=False) as weights,
+        replacing(folder / "model.json", durable=True) as text,
+        replacing(folder / "model.safetensors", durable=True) as weights,
     ):
         save_file({name: state[name].contiguous() for name in sorted(state)}, weights)
         text.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")

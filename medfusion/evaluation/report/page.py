@@ -27,5 +27,5 @@ def render_page(template: str, content: Mapping[str, Any], path: Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template(template).render(content)
-    write_atomically(path, page, durable=False)
+    write_atomically(path, page, durable=True)
     return path
