@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_PARTIAL = ".partial"
+
 
 def write_atomically(path: Path, data: str | bytes, *, durable: bool) -> None:
     """Write a file, whole or not at all, over the one that is there; text as UTF-8.
@@ -36,8 +38,8 @@ def write_json(path: Path, data: Any, *, durable: bool) -> None:
 def replacing(path: Path, *, durable: bool) -> Iterator[Path]:
     """Yield a path to write to, which takes the place of ``path`` when the block ends well.
 
-    For writers that want a path. No two calls yield the same one; a kill leaves its file behind,
-    as ``.NAME.HEX.partial``.
+    For writers that want a path. No two calls yield the same one; a kill leaves its file behind
+    (`unfinished`).
 
     Raises
     ------
@@ -101,8 +103,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def unfinished(path: Path) -> list[Path]:
+    """Return what is left of writes to ``path`` that were killed, or are under way."""
+    return sorted(path.parent.glob(f".{path.name}.*{_PARTIAL}"))
+
+
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
 
 
 def _create(path: Path, data: bytes, mode: int) -> None:

@@ -15,6 +15,7 @@ from medfusion.atomic_files import (
     create_secret,
     make_folder,
     replacing,
+    unfinished,
     write_atomically,
     write_json,
 )
@@ -182,8 +183,14 @@ def test_what_something_is_built_on_is_on_the_disk_first(
         assert events[0] == ("fsync", inode(tmp_path))
 
 
-def test_names_of_unfinished_files_are_hidden(tmp_path: Path) -> None:
-    with replacing(tmp_path / "round-1.json", durable=False) as partial:
+def test_unfinished_files_are_known_and_hidden(tmp_path: Path) -> None:
+    path = tmp_path / "round-1.json"
+    others = {tmp_path / ".round-2.json.00.partial", tmp_path / "not-ours.partial"}
+    for other in others:
+        other.touch()
+    with replacing(path, durable=False) as partial:
         partial.touch()
-        assert not list(tmp_path.glob("round-*"))
-        assert not list(tmp_path.glob("*.json"))
+        assert unfinished(path) == [partial]
+        assert set(tmp_path.iterdir()) == {partial, *others}
+        assert not [*tmp_path.glob("round-*"), *tmp_path.glob("*.json")]
+    assert unfinished(path) == []

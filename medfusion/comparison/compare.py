@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.atomic_files import write_json
+from medfusion.atomic_files import unfinished, write_json
 from medfusion.comparison.arms import Arm
 from medfusion.comparison.results import Truth, auroc_macro, compare_json
 from medfusion.comparison.trials import FoldData, Trial, deal_folds, scores_of, trials_of
@@ -116,6 +116,6 @@ def check_folder(out: Path) -> None:
     """Refuse a folder that holds anything but a comparison; raises `UsageError`."""
     if not out.exists():
         return
-    ours = {RESULT, f".{RESULT}.partial", "runs", "cache"}
-    if not out.is_dir() or {path.name for path in out.iterdir()} - ours:
+    ours = {*(out / name for name in (RESULT, "runs", "cache")), *unfinished(out / RESULT)}
+    if not out.is_dir() or set(out.iterdir()) - ours:
         raise UsageError(f"{out}: exists and is not a comparison's folder; choose another --out")
