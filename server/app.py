@@ -22,8 +22,8 @@ from server.progress import RunProgress
 from server.receipts import FILE_NAME, Receipts
 from server.results import model_card, write_results
 from server.roster import Roster, call_roll
-from server.rounds import RoundLoop, run_settings
-from server.run_state import RunContext
+from server.rounds import RoundLoop
+from server.run_state import RunContext, run_settings
 from server.strategies import build_strategy
 
 app = ServerApp()

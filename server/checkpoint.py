@@ -6,7 +6,6 @@ these are found by their type, so that every strategy of Flower resumes.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from medfusion.atomic_files import make_folder, replacing
 from medfusion.errors import ConfigError
 
 _PREFIX, _SUFFIX = "round-", ".safetensors"
@@ -47,7 +47,7 @@ class CheckpointStore:
 
     def save(self, checkpoint: Checkpoint, strategy: Strategy) -> None:
         """Write a checkpoint and drop all but the newest ones."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         layout, arrays = _strategy_state(strategy)
         state = {
             "schema": 1,
@@ -61,11 +61,10 @@ class CheckpointStore:
             average = _numpy(checkpoint.average)
             arrays |= {_AVERAGE + name: array for name, array in average.items()}
         target = self._folder / f"{_PREFIX}{checkpoint.round:06d}{_SUFFIX}"
-        partial = self._folder / f".{target.name}.partial"
-        save_file(arrays, partial, metadata={"state": json.dumps(state)})
-        _sync(partial)
-        partial.rename(target)
-        _sync(self._folder)
+        for left in self._folder.glob(f".{_PREFIX}*.partial"):
+            left.unlink()  # by a run that was killed; they are as large as a checkpoint
+        with replacing(target, durable=True) as partial:
+            save_file(arrays, partial, metadata={"state": json.dumps(state)})
         for old in self._whole()[:-_KEPT]:
             old.unlink()
 
@@ -145,10 +144,3 @@ def _restore(
         elif shape["kind"] == "list":
             value = list(items.values())
         setattr(strategy, attribute, value)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or a folder's list of files, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -5,15 +5,15 @@ put back while the coordinator is down.
 """
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from flwr.app import Message, RecordDict
 
+from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import ConfigError, DataError
 from medfusion.privacy.ledger_receipt import Receipt
-from medfusion.transport.requests import RECEIPT, read_receipt, receipt_record
+from medfusion.transport.requests import RECEIPT, receipt_record
 
 FILE_NAME = "receipts.json"
 
@@ -46,17 +46,29 @@ class Receipts:
                     "restore it from a backup"
                 ) from None
 
-    def take(self, replies: Mapping[str, Message]) -> None:
-        """Keep what replies, by site name, say, unless more of a ledger was seen before.
+    def take(self, told: Iterable[tuple[str, Receipt]], *, begin: bool = True) -> None:
+        """Keep what sites, by name, told, unless more of a ledger was seen before.
 
         A site whose ledger is another one than before keeps its old receipt: the Node itself
         refuses then, and says what to do.
+
+        Parameters
+        ----------
+        told
+            Each site's receipt, of every reply that could be read: also of one that is refused
+            for its content, since its Node has charged and released.
+        begin
+            Whether to keep that of a site of which none is kept yet.
         """
         before = dict(self._kept)
-        for name, reply in replies.items():
-            told, kept = read_receipt(reply.content), self._kept.get(name)
-            if told and (kept is None or (kept.uuid == told.uuid and kept.count < told.count)):
-                self._kept[name] = told
+        for name, receipt in told:
+            kept = self._kept.get(name)
+            if kept is None:
+                further = begin
+            else:
+                further = kept.uuid == receipt.uuid and kept.count < receipt.count
+            if further:
+                self._kept[name] = receipt
         if self._kept != before:
             self._save()
 
@@ -76,10 +88,5 @@ class Receipts:
         if self._path is None:
             return
         sites = {name: receipt.model_dump() for name, receipt in sorted(self._kept.items())}
-        self._path.parent.mkdir(parents=True, exist_ok=True)  # the first thing a run writes
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump({"schema": 1, "sites": sites}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        make_folder(self._path.parent)  # the first thing a run writes
+        write_json(self._path, {"schema": 1, "sites": sites}, durable=True)

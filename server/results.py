@@ -1,11 +1,11 @@
 """Writes a run's results: rounds as they end, then model, histograms, report, summary."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from medfusion.atomic_files import write_atomically, write_json
 from medfusion.models.saved import save_model
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
@@ -41,7 +41,10 @@ def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
 
 
 def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -> None:
-    """Write the run folder's results; ``summary.json`` comes last and says that all are there."""
+    """Write the run folder's results; ``summary.json`` comes last and says that all are there.
+
+    A power cut does not belie it: each is on the disk before the next is written.
+    """
     folder, labels, found = context.folder, context.task.labels.names, outcome.progress.histograms
     save_model(folder / "model", from_record(outcome.arrays), card)
     histograms = {
@@ -50,18 +53,18 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
         "bins": next(iter(found.values())).shape[-1],
         "sites": {name: array.tolist() for name, array in found.items()},
     }
-    write_json(folder / "histograms.json", histograms)
+    write_json(folder / "histograms.json", histograms, durable=True)
     summary = _summary(context, outcome)
     from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
 
     build_report(folder, summary=summary)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary, durable=True)
 
 
 def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:
     """Write ``rounds.jsonl``, a line for each round so far."""
     lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in rounds)
-    write_text(folder / "rounds.jsonl", lines)
+    write_atomically(folder / "rounds.jsonl", lines, durable=False)
 
 
 def _summary(context: RunContext, outcome: Outcome) -> dict[str, Any]:
@@ -92,15 +95,3 @@ def _summary(context: RunContext, outcome: Outcome) -> dict[str, Any]:
         "client_dp": outcome.client_dp,
         "selected": progress.selected,
     }
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write JSON without NaN, whole or not at all."""
-    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, FederationError, MedFusionError
+from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.transport.requests import (
     Request,
     SiteDescription,
@@ -45,7 +46,8 @@ def call_roll(
     """Wait for the quorum, ask every node who it is, and refuse what does not fit together.
 
     The first answer that does not fit ends the roll call. A node that is silent is left out of
-    the run, and ``warn`` is told. The ledgers' receipts go to ``receipts``.
+    the run, and ``warn`` is told. The ledgers' receipts go to ``receipts``, those of refused sites
+    too.
 
     Raises
     ------
@@ -58,9 +60,13 @@ def call_roll(
     timeout = config.server.round_timeout
     nodes = _await_nodes(grid, config.server.min_sites, timeout)
 
+    told: list[tuple[str, Receipt]] = []
+
     def check(node: str, reply: Message) -> None:
-        _check_site(_description(node, reply), config, task)
-        read_receipt(reply.content)
+        site = _description(node, reply)
+        if receipt := read_receipt(reply.content):
+            told.append((site.site, receipt))
+        _check_site(site, config, task)
 
     def on_reply(node: str, seconds: float, error: MedFusionError | None) -> None:
         if isinstance(error, NoReplyError):
@@ -68,18 +74,23 @@ def call_roll(
         elif error is not None:
             raise type(error)(f"node {node}: {error}")
 
-    replies = exchange(
-        grid,
-        broadcast("describe", request_content(Request()), nodes),
-        {node: str(node) for node in nodes},
-        timeout=timeout,
-        check=check,
-        on_reply=on_reply,
-    )
-    replies.require(config.server.min_sites)
-    found = {int(node): _description(node, reply) for node, reply in replies.good.items()}
-    roster = _roster(found)
-    receipts.take({roster.names[int(node)]: reply for node, reply in replies.good.items()})
+    try:
+        replies = exchange(
+            grid,
+            broadcast("describe", request_content(Request()), nodes),
+            {node: str(node) for node in nodes},
+            timeout=timeout,
+            check=check,
+            on_reply=on_reply,
+        )
+        replies.require(config.server.min_sites)
+        found = {int(node): _description(node, reply) for node, reply in replies.good.items()}
+        roster = _roster(found)
+    except MedFusionError:
+        # Two sites may go by one name: whose a ledger is that was never seen is not known yet.
+        receipts.take(told, begin=False)
+        raise
+    receipts.take(told)
     return roster
 
 

@@ -4,8 +4,6 @@ Flower's own ``Strategy.start`` knows no start round, quorum, checkpoint or NaN 
 here calls the strategy's steps itself and adds them.
 """
 
-import hashlib
-import json
 import math
 import random
 import time
@@ -18,8 +16,6 @@ from flwr.app import ArrayRecord, Message
 from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
-from medfusion.config import RunConfig
-from medfusion.data.task import Task
 from medfusion.data.thresholds import (
     Selection,
     feature_label_histograms,
@@ -30,10 +26,10 @@ from medfusion.errors import FederationError, MedFusionError
 from medfusion.evaluation.score_histograms import BINS, NOISED_BINS
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.registry import build_model, modalities_of
+from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import (
     Request,
-    RunSettings,
     read_histograms,
     read_receipt,
     request_config,
@@ -49,7 +45,7 @@ from server.progress import RunProgress
 from server.reply_checks import check_histograms, check_mask, check_trained
 from server.results import write_rounds
 from server.roster_grid import RosterGrid
-from server.run_state import Cost, Outcome, Progress, RunContext
+from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
 
 
 class RoundLoop:
@@ -265,47 +261,28 @@ class RoundLoop:
         """Exchange messages, count their cost, and require the quorum."""
         start = time.monotonic()
         names, receipts = self._roster.names, self._context.receipts
+        told: list[tuple[str, Receipt]] = []
 
         def checked(name: str, reply: Message) -> None:
-            read_receipt(reply.content)
+            if receipt := read_receipt(reply.content):
+                told.append((name, receipt))
             check(name, reply)
 
         def on_reply(name: str, seconds: float, error: MedFusionError | None) -> None:
             failed = str(error) if error else None
             self._show.site_replied(name, round=number, seconds=seconds, failed=failed)
 
-        replies = exchange(
-            self._context.grid,
-            [receipts.shown_to(names[m.metadata.dst_node_id], m) for m in messages],
-            names,
-            timeout=self._config.server.round_timeout,
-            check=checked,
-            on_reply=on_reply,
-        )
-        receipts.take(replies.good)
+        try:
+            replies = exchange(
+                self._context.grid,
+                [receipts.shown_to(names[m.metadata.dst_node_id], m) for m in messages],
+                names,
+                timeout=self._config.server.round_timeout,
+                check=checked,
+                on_reply=on_reply,
+            )
+        finally:
+            receipts.take(told)
         cost.add(Cost(time.monotonic() - start, replies.bytes_up, replies.bytes_down))
         replies.require(self._config.server.min_sites, sound_data=self._context.simulated)
         return replies
-
-
-def run_settings(config: RunConfig, task: Task) -> RunSettings:
-    """Return what the run asks of every site; equal configs have equal run ids."""
-    parts: dict[str, Any] = {
-        "seed": config.run.seed,
-        "rounds": config.run.rounds,
-        "evaluations": len(config.evaluation_rounds()),
-        "task_sha256": task.sha256,
-        "model": config.model,
-        "selection": config.selection,
-        "training": config.training,
-        "privacy": config.privacy,
-        "report_loss": config.strategy.name == "qfedavg",
-    }
-    draft = RunSettings(run_id=config.run.name, **parts)
-    # What the coordinator does with the replies decides what it asks next, or what it evaluates.
-    ours: dict[str, Any] = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}
-    if config.server.client_dp is not None:
-        ours["client_dp"] = config.server.client_dp.model_dump()
-    content = draft.model_dump_json() + json.dumps(ours, sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return draft.model_copy(update={"run_id": f"{config.run.name}-{digest}"})

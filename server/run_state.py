@@ -1,5 +1,7 @@
 """What a run is given, what it has done so far, and what it leaves."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.models.initial_weights import InitialWeights
 from medfusion.privacy.plan import DpPlan
+from medfusion.transport.requests import RunSettings
 from server.receipts import Receipts
 from server.roster import Roster
 
@@ -45,6 +48,29 @@ class RunContext:
     receipts: Receipts
     folder: Path
     simulated: bool
+
+
+def run_settings(config: RunConfig, task: Task) -> RunSettings:
+    """Return what the run asks of every site; equal configs have equal run ids."""
+    parts: dict[str, Any] = {
+        "seed": config.run.seed,
+        "rounds": config.run.rounds,
+        "evaluations": len(config.evaluation_rounds()),
+        "task_sha256": task.sha256,
+        "model": config.model,
+        "selection": config.selection,
+        "training": config.training,
+        "privacy": config.privacy,
+        "report_loss": config.strategy.name == "qfedavg",
+    }
+    draft = RunSettings(run_id=config.run.name, **parts)
+    # What the coordinator does with the replies decides what it asks next, or what it evaluates.
+    ours: dict[str, Any] = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}
+    if config.server.client_dp is not None:
+        ours["client_dp"] = config.server.client_dp.model_dump()
+    content = draft.model_dump_json() + json.dumps(ours, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    return draft.model_copy(update={"run_id": f"{config.run.name}-{digest}"})
 
 
 @dataclass

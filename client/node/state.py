@@ -1,11 +1,10 @@
 """The state folder: the one place that a Node writes to."""
 
-import os
 import re
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
+from medfusion.atomic_files import create_secret, make_folder
 from medfusion.errors import FederationError
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.ledger_file import LEDGER
@@ -22,7 +21,7 @@ class NodeState:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, mode=0o700)
         self._folder = folder
 
     @property
@@ -66,7 +65,7 @@ class NodeState:
         """
         path = self._folder / _SECRET
         if not path.exists():
-            self._make_secret(path)
+            create_secret(path, secrets.token_bytes(_SECRET_BYTES))
         value = path.read_bytes()
         if len(value) < _SECRET_BYTES:
             raise FederationError(
@@ -74,15 +73,3 @@ class NodeState:
                 "from a backup, or remove it to have a new one made"
             )
         return value
-
-    def _make_secret(self, path: Path) -> None:
-        """Write a secret that appears whole or not at all, and never replaces another."""
-        partial = self._folder / f".{_SECRET}.{os.getpid()}.partial"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(partial, path)
-        partial.unlink()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import secrets
 import tempfile
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from medfusion.atomic_files import write_json
 
 if TYPE_CHECKING:
     from medfusion.evaluation.report.audit_page import AuditFindings
@@ -54,7 +55,7 @@ def audit(
     claims = read_claims(finished.card, finished.summary)
     findings = _findings(finished, claims, seed, canaries=canaries, confidence=confidence)
     result = _as_json(findings, seconds=time.monotonic() - began)
-    _write(run / "audit.json", result)
+    write_json(run / "audit.json", result, durable=False)
     page = build_audit_page(run, findings)
     if as_json:
         typer.echo(json.dumps(result, indent=2, allow_nan=False))
@@ -173,12 +174,6 @@ def _plan_json(claim: "Claim", audited: "PlanAudit") -> dict[str, Any]:
         "verdict": audited.verdict,
         "holds": not (audited.refuted or claim.understated),
     }
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _show(findings: "AuditFindings", page: Path) -> None:

@@ -96,7 +96,7 @@ def _check(trials: "Sequence[Trial]") -> None:
     from medfusion.errors import ConfigError
     from medfusion.models.registry import build_model
     from medfusion.privacy.run_plan import run_plan
-    from server.rounds import run_settings
+    from server.run_state import run_settings
     from server.strategies import build_strategy
 
     config = trials[0].config

@@ -19,7 +19,7 @@ from medfusion.privacy.run_plan import run_plan
 from medfusion.simulation import run_in_process
 from medfusion.simulation_ray import run_on_ray
 from server.app import app as server_app
-from server.rounds import run_settings
+from server.run_state import run_settings
 
 _STATE_SUFFIX = ".state"  # of the folder that a Node makes beside its site
 

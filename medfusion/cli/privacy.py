@@ -78,7 +78,7 @@ def _planned_run(site: "Site", path: Path, overrides: list[str]) -> tuple[str, "
     from medfusion.errors import ConfigError
     from medfusion.privacy.plan_costs import PlanCosts
     from medfusion.privacy.run_plan import run_plan
-    from server.rounds import run_settings
+    from server.run_state import run_settings
 
     settings = run_settings(load_config(path, overrides), site.task)
     patients, delta = site.config.site.patients_public, site.config.policy.delta

@@ -1,7 +1,5 @@
 """Runs a comparison: every arm, seed and fold, in a folder that remembers what is done."""
 
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.atomic_files import unfinished, write_json
 from medfusion.comparison.arms import Arm
 from medfusion.comparison.results import Truth, auroc_macro, compare_json
 from medfusion.comparison.trials import FoldData, Trial, deal_folds, scores_of, trials_of
@@ -97,9 +96,7 @@ class Comparison:
         result = compare_json(
             self.arms, np.stack(scores), self.truth, seeds=self.seeds, folds=self.folds
         )
-        partial = out / f".{RESULT}.partial"
-        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, out / RESULT)
+        write_json(out / RESULT, result, durable=False)
         return result
 
     def _names(self, arm: int) -> set[str]:
@@ -119,6 +116,6 @@ def check_folder(out: Path) -> None:
     """Refuse a folder that holds anything but a comparison; raises `UsageError`."""
     if not out.exists():
         return
-    ours = {RESULT, f".{RESULT}.partial", "runs", "cache"}
-    if not out.is_dir() or {path.name for path in out.iterdir()} - ours:
+    ours = {*(out / name for name in (RESULT, "runs", "cache")), *unfinished(out / RESULT)}
+    if not out.is_dir() or set(out.iterdir()) - ours:
         raise UsageError(f"{out}: exists and is not a comparison's folder; choose another --out")

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.atomic_files import replacing
 from medfusion.comparison.arms import Arm
 from medfusion.config import RunConfig, config_text
 from medfusion.data.site_data import SiteData, pool
@@ -148,10 +149,8 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
         logits = _score(trial, folder, out / "cache")
     except MedFusionError as error:
         raise type(error)(f"arm ({trial.arm}), run {trial.name}: {error}") from error
-    partial = folder / f".{_SCORES}.partial"
-    with partial.open("wb") as file:
+    with replacing(folder / _SCORES, durable=True) as partial, partial.open("wb") as file:
         np.save(file, logits, allow_pickle=False)
-    partial.rename(folder / _SCORES)
 
 
 def _has_run(trial: Trial, folder: Path) -> bool:

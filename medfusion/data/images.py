@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from medfusion.atomic_files import write_atomically
 from medfusion.data.findings import plural, rows_text
 from medfusion.data.task import ImageSpec
 from medfusion.errors import DataError
@@ -148,12 +149,8 @@ class ImageCache:
             os.fsync(file.fileno())
         for digest in decoded:
             self._rows[digest] = len(self._rows)
-        draft = self._folder / "index.json.draft"
-        with open(draft, "w", encoding="utf-8") as index:
-            json.dump({"schema": 1, "shape": self._shape, "sha256": list(self._rows)}, index)
-            index.flush()
-            os.fsync(index.fileno())
-        os.replace(draft, self._folder / "index.json")
+        index = {"schema": 1, "shape": self._shape, "sha256": list(self._rows)}
+        write_atomically(self._folder / "index.json", json.dumps(index), durable=True)
 
     def _read_index(self) -> None:
         """Learn what is cached; an index that does not suit the pixels is worth nothing."""

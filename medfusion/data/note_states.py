@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from medfusion.atomic_files import replacing
+
 _FORMAT = 1  # of the states on disk: to be raised when their meaning changes
 _KEPT_SECONDS = 7 * 24 * 3600  # after the last use: the runs of a comparison take turns
 _CHUNK_TOKENS = 2048  # of one pass of the encoder, padding included
@@ -116,13 +118,9 @@ class NoteStates:
         except (FileNotFoundError, SafetensorError, TypeError):
             states = cls.build(tokens, encoder)
         folder.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
         kept = {"flat": states.flat, "first": states.first, "count": states.count}
-        try:
-            save_file(kept, draft)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path, durable=False) as partial:
+            save_file(kept, partial)
         return states
 
     @property
@@ -149,12 +147,12 @@ class NoteStates:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove files that nobody has used for long, and drafts of processes that were killed.
+    """Remove files that nobody has used for long, and what processes left that were killed.
 
     Another process may remove the same file, or be about to read it: it then encodes again.
     """
     oldest = time.time() - _KEPT_SECONDS
-    for pattern in ("notes-*.safetensors", ".notes-*.draft"):
+    for pattern in ("notes-*.safetensors", ".notes-*.partial"):
         for path in folder.glob(pattern):
             with suppress(OSError):  # a file too many does no harm
                 if path.stat().st_mtime < oldest:

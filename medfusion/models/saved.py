@@ -1,7 +1,6 @@
 """A model on disk: ``model.safetensors`` (trainable weights) beside ``model.json``."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from medfusion.atomic_files import make_folder, replacing
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
@@ -38,14 +38,14 @@ class SavedModel:
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write weights and card; each file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / ".model.safetensors.partial"
-    save_file({name: state[name].contiguous() for name in sorted(state)}, weights)
-    text = folder / ".model.json.partial"
-    text.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(weights, folder / "model.safetensors")
-    os.replace(text, folder / "model.json")
+    """Write weights and card; each file appears whole or not at all, for good."""
+    make_folder(folder)
+    with (  # both are written before either is moved, the weights first
+        replacing(folder / "model.json", durable=True) as text,
+        replacing(folder / "model.safetensors", durable=True) as weights,
+    ):
+        save_file({name: state[name].contiguous() for name in sorted(state)}, weights)
+        text.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path, *, where: str | None = None) -> SavedModel:

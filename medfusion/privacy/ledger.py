@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+from medfusion.atomic_files import sync
 from medfusion.errors import FederationError, LedgerError
 from medfusion.privacy.ledger_book import Book, Charge, Reservation, Slot
 from medfusion.privacy.ledger_chain import EMPTY, Entry, EntryKind, check_chain
@@ -39,7 +40,6 @@ from medfusion.privacy.ledger_witness import (
     check_witness,
     read_witness,
     refuse_if_witnessed,
-    sync_folder,
 )
 from medfusion.privacy.plan_costs import PlanCosts, ReleaseKind
 from medfusion.privacy.renyi_filter import Gate
@@ -111,7 +111,7 @@ class Ledger:
             # Witnessed as empty first: a ledger without a witness would not be opened.
             Witness.of(folder, uuid=uuid, site=site, head=EMPTY).write(witnesses)
             partial.rename(path)
-            sync_folder(folder)
+            sync(folder)
         return cls(folder, site=site, witnesses=witnesses)
 
     def close(self) -> None:

@@ -38,17 +38,15 @@ def statement(book: Book, gate: Gate, *, site: str) -> dict[str, Any]:
 
 def _run(book: Book, run: Reservation, gate: Gate) -> dict[str, Any]:
     """Tell a run's plan and, kind by kind, what each costs alone and how much was charged."""
-    charged = {kind: _charged(book, run, kind) for kind in run.costs.paid}
     return {
         "run": run.run,
         "reserved": run.at,
         "epsilon": _cost(run.costs.events(), gate),
         "rounds": run.costs.rounds,
-        "rounds_released": charged["train"],
         "kinds": {
             kind: {
                 "releases": paid.releases,
-                "charged": charged[kind],
+                "charged": _charged(book, run, kind),
                 "epsilon": _cost(run.costs.of_kind(kind), gate),
             }
             for kind, paid in run.costs.paid.items()

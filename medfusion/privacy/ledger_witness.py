@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import LedgerError
 from medfusion.privacy.ledger_chain import EMPTY, Head
 
@@ -66,15 +67,8 @@ class Witness:
 
     def write(self, witnesses: Path) -> None:
         """Write the file, whole or not at all, and bring it to the disk."""
-        witnesses.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = witnesses / f"{self.uuid}.json"
-        partial = witnesses / f".{self.uuid}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        sync_folder(witnesses)
+        make_folder(witnesses, mode=0o700)
+        write_json(witnesses / f"{self.uuid}.json", asdict(self), durable=True)
 
 
 def read_witness(witnesses: Path, uuid: str) -> Witness:
@@ -151,15 +145,6 @@ def refuse_if_witnessed(witnesses: Path, folder: Path, *, site: str) -> None:
                 "rows; restore it, with its -wal, from a backup: a new one would forget what was "
                 "spent"
             )
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's list of files to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> Witness | None:

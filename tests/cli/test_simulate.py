@@ -174,6 +174,22 @@ def test_a_state_folder_among_the_sites_is_no_site(simulate: Simulate, cohort: P
     assert code == 0, told
 
 
+def test_a_folder_that_a_kill_left_before_the_run_began_is_taken(
+    simulate: Simulate, cohort: Path
+) -> None:
+    folder = cohort.parent / "out"
+    folder.mkdir()
+    (folder / ".config.toml.00.partial").write_text("half")
+    code, _, told = simulate(*LOGISTIC, "run.rounds=1")
+    assert code == 0, told
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("")
+    code, _, told = simulate(*LOGISTIC, "run.rounds=1")
+    assert code == 2
+    assert "is not a run folder" in told
+
+
 def _strict_json(text: str) -> dict:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in JSON")

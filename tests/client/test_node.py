@@ -28,7 +28,7 @@ from medfusion.transport.requests import (
     read_reply,
     request_content,
 )
-from server.rounds import run_settings
+from server.run_state import run_settings
 
 
 class Asker(NodeAsker):

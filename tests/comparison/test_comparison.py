@@ -7,6 +7,7 @@ import pytest
 import torch
 from tabular_cohort import write_ward
 
+from medfusion.atomic_files import replacing
 from medfusion.comparison.arms import plan_arms
 from medfusion.comparison.compare import Comparison, check_folder
 from medfusion.comparison.trials import finish
@@ -278,7 +279,9 @@ def test_only_an_own_or_empty_folder_is_taken(tmp_path):
     for name in ("runs", "cache"):
         (tmp_path / name).mkdir()
     (tmp_path / "compare.json").write_text("{}")
-    check_folder(tmp_path)
+    with replacing(tmp_path / "compare.json", durable=False) as partial:
+        partial.touch()
+        check_folder(tmp_path)  # a kill here leaves the file
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(UsageError, match="choose another --out"):
         check_folder(tmp_path)

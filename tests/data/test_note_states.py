@@ -147,7 +147,7 @@ def grow_old(folder, *, days: float) -> None:
 def test_states_that_nobody_uses_any_more_are_removed(tmp_path, now_used) -> None:
     NoteStates.cached(TOKENS, FakeEncoder(sha256="a"), tmp_path)
     (old,) = tmp_path.iterdir()
-    (tmp_path / f".{old.name}.1.draft").write_bytes(b"of a process that was killed")
+    (tmp_path / f".{old.name}.0f.partial").write_bytes(b"of a process that was killed")
     (tmp_path / "images.bin").write_bytes(b"not of notes")
     grow_old(tmp_path, days=5)
     NoteStates.cached(TOKENS, FakeEncoder(sha256="b"), tmp_path)

@@ -1,7 +1,9 @@
 """Privacy of whole sites: what one site can change, how much noise there is, and what it costs."""
 
+import hashlib
 import json
 import stat
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from fake_federation import PATIENTS, STEPS, Federation, arrays_of
 from flwr.app import Array, ArrayRecord
 from replies import make_reply
 
+from medfusion.digests import sha256_of
 from medfusion.errors import ConfigError, DataError
 from medfusion.privacy.options import ClientDpOptions
 from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
@@ -38,9 +41,9 @@ def flat(arrays):
     return np.concatenate([np.ravel(arrays[name]).astype(float) for name in ("scale", "weight")])
 
 
-def mechanism(folder, *, sites=3, clip=0.5, noise=1e-9):
+def mechanism(folder, *, sites=3, clip=0.5, noise=1e-9, key=KEY):
     options = ClientDpOptions(clip=clip, noise_multiplier=noise)
-    return ClientDp(options, "run-1", sites, folder, KEY)
+    return ClientDp(options, "run-1", sites, folder, key)
 
 
 def means(folder, incoming, replies, **parts):
@@ -116,6 +119,72 @@ def test_the_same_round_gets_the_same_noise_and_is_paid_once(tmp_path):
     other = means(tmp_path, before, {"b": model(rng)}, noise=1.0)
     assert not np.isclose(other, first).any()
     assert mechanism(tmp_path, noise=1.0).account()["releases"] == 2
+
+
+def test_other_noise_is_paid_for(tmp_path):
+    """A secret that was replaced gives the same updates a second noise: a second release."""
+    rng = np.random.default_rng(3)
+    before, replies = model(rng), {"a": model(rng)}
+    first, other = (
+        means(tmp_path, before, replies, noise=1.0, key=key) for key in (KEY, KEY[::-1])
+    )
+    assert not np.isclose(other, first).any()
+    assert mechanism(tmp_path, noise=1.0).account()["releases"] == 2
+
+
+def test_a_lost_secret_is_not_replaced_once_it_was_used(tmp_path):
+    rng = np.random.default_rng(3)
+    key = coordinators_secret(tmp_path, seed=0, simulated=False)
+    means(tmp_path, model(rng), {"a": model(rng)}, key=key)
+    secret = tmp_path / "client-dp.secret"
+    secret.unlink()
+    with pytest.raises(DataError, match=r"restore it from a backup, or .* in a new folder"):
+        coordinators_secret(tmp_path, seed=0, simulated=False)
+    assert not secret.exists()
+    secret.write_bytes(key)
+    assert coordinators_secret(tmp_path, seed=0, simulated=False) == key
+
+
+def test_the_charges_tell_nothing_of_the_sum(tmp_path):
+    """Who guesses it, and knows all that is public, cannot check his guess without the secret."""
+    rng = np.random.default_rng(3)
+    before, after = model(rng), model(rng)
+    for key in (KEY, KEY[::-1]):
+        means(tmp_path, before, {"a": after}, key=key)
+    charges = json.loads((tmp_path / "client-dp.json").read_text())["charges"]
+    contents = {charge["content"] for charge in charges}
+    assert len(contents) == 2
+    total = clipped_update(record(**after), record(**before), 0.5)
+    names = sorted(before)
+    sent = [record(**before)[name].data for name in names]
+    named = [part for name, data in zip(names, sent, strict=True) for part in (name.encode(), data)]
+    bare = hashlib.sha256(total.tobytes() + b"".join(sent)).hexdigest()
+    assert not {bare, sha256_of([total.tobytes(), *named])} & contents
+
+
+@pytest.mark.parametrize("sites", [2, 300])
+def test_the_noise_is_sized_for_what_the_sum_moves_by_in_floating_point(
+    tmp_path, monkeypatch, sites
+):
+    """Exactly, in rational numbers: rounding brings some updates above the clip."""
+    seen = []
+    monkeypatch.setattr(
+        "server.client_dp.noised", lambda total, **how: seen.append((total, how)) or total
+    )
+    rng = np.random.default_rng(6)
+    before = {"w": np.zeros(20)}
+    replies = {f"{number:03}": {"w": rng.normal(size=20)} for number in range(sites)}
+    most = 0
+    for name in list(replies)[:40]:
+        for taking_part in (replies, {n: r for n, r in replies.items() if n != name}):
+            messages = {n: make_reply(arrays, 5) for n, arrays in taking_part.items()}
+            mechanism(tmp_path, sites=sites, clip=0.1).combine(1, record(**before), messages)
+        (whole, how), (less, _) = seen[-2:]
+        moved = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(whole, less, strict=True))
+        most = max(most, moved)
+        assert moved <= Fraction(how["sensitivity"]) ** 2
+    assert Fraction(0.1) ** 2 < most
+    assert how["sensitivity"] <= 0.1 * (1 + 1e-8)
 
 
 def test_epsilon_is_that_of_an_independent_accountant(tmp_path):
@@ -210,8 +279,9 @@ def test_the_secret_is_the_coordinators_own(tmp_path):
         coordinators_secret(tmp_path, seed=0, simulated=False)
 
 
-def test_a_damaged_ledger_is_named(tmp_path):
-    (tmp_path / "client-dp.json").write_text(json.dumps({"schema": 1}))
+@pytest.mark.parametrize("ledger", ["{", "[]", "{}", '{"charges": {}}'])
+def test_a_damaged_ledger_is_named(tmp_path, ledger):
+    (tmp_path / "client-dp.json").write_text(ledger)
     with pytest.raises(DataError, match="backup"):
         mechanism(tmp_path).account()
 

@@ -14,7 +14,7 @@ from medfusion.models.initial_weights import InitialWeights
 from medfusion.transport.requests import ARRAYS, CONFIG, ROUND_KEY
 from server.progress import RunProgress
 from server.results import model_card, write_results
-from server.rounds import run_settings
+from server.run_state import run_settings
 
 
 def test_fedavg_is_the_weighted_mean_in_the_order_of_names(federation):
@@ -168,6 +168,23 @@ def test_the_summary_counts_every_exchange_and_comes_last(federation, monkeypatc
     assert summary["bytes_up"] == outcome.progress.cost.bytes_up
     assert (federation.folder / "report.html").stat().st_size > 1000
     assert not (federation.folder / ".finish").exists()
+
+
+def test_the_results_are_on_the_disk_before_the_summary_says_so(federation, monkeypatch):
+    loop, context = federation.loop()
+    outcome = loop.run()
+    synced, genuine = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        genuine(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    write_results(context, outcome, model_card(context, outcome))
+    names = ["model/model.safetensors", "model/model.json", "histograms.json", "report.html"]
+    before = synced[: synced.index((federation.folder / "summary.json").stat().st_ino)]
+    assert {(federation.folder / name).stat().st_ino for name in names} <= set(before)
+    assert synced[-1] == federation.folder.stat().st_ino
 
 
 def test_where_the_weights_came_from_is_said_once(federation, monkeypatch):

@@ -10,7 +10,7 @@ from medfusion.models.contract import trainable_state
 from medfusion.models.registry import build_model
 from medfusion.transport.arrays import to_record
 from medfusion.transport.requests import CONFIG, ROUND_KEY, Request, request_content
-from server.rounds import run_settings
+from server.run_state import run_settings
 
 SECRET = b"secret".ljust(32)
 

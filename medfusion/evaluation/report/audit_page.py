@@ -1,16 +1,15 @@
 """Writes what an audit found as one HTML file that works offline."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medfusion.evaluation.report.figures import MUTED, PALETTE
+from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.svg import Curve, Range, line_chart, png_uri
 from medfusion.evaluation.report.wording import listed, number
 from medfusion.privacy.audit.attacks import Floats, Inversion, Membership
@@ -49,19 +48,7 @@ class AuditFindings:
 
 def build_audit_page(folder: Path, findings: AuditFindings) -> Path:
     """Write ``audit.html`` into a run folder and return its path."""
-    environment = Environment(
-        loader=PackageLoader("medfusion.evaluation.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("audit.html.j2").render(_content(findings))
-    path = folder / "audit.html"
-    partial = folder / ".audit.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return render_page("audit.html.j2", _content(findings), folder / "audit.html")
 
 
 def verdict_in_words(claim: Claim, audit: PlanAudit) -> str:

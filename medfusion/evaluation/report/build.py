@@ -1,15 +1,14 @@
 """Renders a run folder as one HTML file that works offline."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from medfusion.evaluation.report import budget, figures, tables
 from medfusion.evaluation.report.initial_weights import initial_weights_in_words
+from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.run_folder import Run, read_run
 
 
@@ -26,20 +25,7 @@ def build_report(run_dir: Path, *, summary: dict[str, Any] | None = None) -> Pat
         If the folder is not a finished run's, or a file is damaged or of another schema.
     """
     run = read_run(run_dir, summary=summary)
-    # Everything is escaped, names of hospitals and labels above all: they come from outside.
-    environment = Environment(
-        loader=PackageLoader("medfusion.evaluation.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(_content(run))
-    path = run_dir / "report.html"
-    partial = run_dir / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return render_page("report.html.j2", _content(run), run_dir / "report.html")
 
 
 def _content(run: Run) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from medfusion.errors import DataError
 from medfusion.evaluation.metrics import metrics_from_counts, sigmoid
 from medfusion.evaluation.report import wording
-from medfusion.evaluation.report.build import _script_safe, build_report
+from medfusion.evaluation.report.build import _content, _script_safe, build_report
+from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.run_folder import read_run
 from medfusion.evaluation.score_histograms import bin_centres
 
@@ -281,3 +283,15 @@ def test_damaged_folders_are_explained(
 )
 def test_wording(text: str, expected: str) -> None:
     assert text == expected
+
+
+@pytest.mark.parametrize("lacking", ["client_dp_text", "selection_text"])
+def test_a_page_that_lacks_content_replaces_none(make_run: MakeRun, lacking: str) -> None:
+    folder = make_run(private=True)
+    page = build_report(folder)
+    whole, files = page.read_text(encoding="utf-8"), set(folder.iterdir())
+    content = _content(read_run(folder))
+    del content[lacking]
+    with pytest.raises(UndefinedError, match=lacking):
+        render_page("report.html.j2", content, page)
+    assert (page.read_text(encoding="utf-8"), set(folder.iterdir())) == (whole, files)
