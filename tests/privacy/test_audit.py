@@ -76,8 +76,11 @@ def test_a_sound_plan_is_not_refuted() -> None:
     assert 400 < found.included.sum() < 600
 
 
-def test_a_canary_adds_its_clipping_norm_where_it_is_drawn_and_noise_comes_as_planned() -> None:
-    plan = replace(sound_plan(rounds=2, steps=4), max_grad_norm=0.3)
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_a_canary_adds_its_clipping_norm_where_it_is_drawn_and_noise_comes_as_planned(
+    unit_norm: bool,
+) -> None:
+    plan = replace(sound_plan(rounds=2, steps=4), max_grad_norm=0.3, unit_norm=unit_norm)
     found = audit(plan, canaries=4000)
     steps, rate = 8, plan.sample_rate
     absent, present = found.scores[~found.included], found.scores[found.included]
