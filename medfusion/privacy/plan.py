@@ -97,7 +97,9 @@ class DpPlan:
             noise_multiplier=self.noise_multiplier,
             sample_rate=self.sample_rate,
             steps=self.steps_per_round * self.rounds,
-            releases=other_releases(self.selection_noise, self.metrics_noise, self.metrics_releases),
+            releases=other_releases(
+                self.selection_noise, self.metrics_noise, self.metrics_releases
+            ),
         )
 
     @property
