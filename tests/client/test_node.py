@@ -383,6 +383,11 @@ def test_too_few_patients_for_the_policy_are_refused(cohort, tmp_path):
     assert "min_patients = 10" in str(read_error(asker.ask("train")))
 
 
+def test_as_many_patients_as_the_policy_asks_for_are_enough(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=10))
+    assert [read_error(asker.ask(kind)) for kind in ("describe", "train")] == [None, None]
+
+
 def test_a_small_site_does_not_even_tell_how_small(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
     for kind in ("describe", "train"):

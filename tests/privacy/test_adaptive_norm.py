@@ -68,6 +68,10 @@ def test_one_patient_more_moves_the_count_by_one_half(length: float) -> None:
     assert abs(change) * SIZE == pytest.approx(0.5, rel=1e-5)
 
 
+def test_a_gradient_as_long_as_the_norm_is_not_clipped_and_counts_as_short() -> None:
+    assert moved(make_norm(), torch.ones(SIZE)) == pytest.approx(1.0)
+
+
 def test_the_noise_on_the_count_is_as_loud_as_it_says() -> None:
     norm = make_norm(count_noise=3.0, expected_batch=200.0)
     draws = torch.tensor([moved(norm) - 0.5 for _ in range(2000)], dtype=torch.float64)
