@@ -9,6 +9,7 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medfusion.privacy import renyi_filter
 from medfusion.privacy.accounting import Events, NoisedSums, composed_epsilon, merged
 from medfusion.privacy.plan_costs import Paid, PlanCosts
 from medfusion.privacy.renyi_filter import ORDERS, Gate, renyi_divergences
@@ -90,12 +91,27 @@ def test_what_is_admitted_was_admitted_by_the_same_rule_before(
         assert figures == sorted(figures)
 
 
-@given(gates, st.integers(1, 200))
-def test_the_rules_share_delta(gate: Gate, n: int) -> None:
+@pytest.mark.parametrize("n", [1, 2, 200])
+def test_the_rules_share_delta(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    asked: list[float] = []
+
+    def one(events: Events, *, delta: float) -> float:
+        asked.append(delta)
+        return 1.0
+
+    monkeypatch.setattr(renyi_filter, "composed_epsilon", one)
+    gate = Gate(max_epsilon=2.0, delta=1e-5)
+    assert gate.basic_epsilon([(NoisedSums(1.0, 1.0, 1),)] * n) == n
+    # Plan i's own share, however many follow: the rule must be monotone.
+    assert asked == [gate.delta / (2 * i * (i + 1)) for i in range(1, n + 1)]
+    assert sum(asked) < gate.delta / 2
+
+
+@given(gates)
+def test_the_orders_share_the_other_half_of_delta(gate: Gate) -> None:
     orders = gate.order_deltas()
     assert orders.keys() == set(ORDERS)
-    basic = sum(gate.delta / (2 * i * (i + 1)) for i in range(1, n + 1))
-    assert sum(orders.values()) + basic <= gate.delta
+    assert gate.delta * 0.49 < sum(orders.values()) <= gate.delta / 2
 
 
 def test_each_order_converts_as_in_canonne_kamath_and_steinke() -> None:
