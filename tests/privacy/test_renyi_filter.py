@@ -141,6 +141,23 @@ def test_a_single_plan_is_held_to_its_own_epsilon_at_the_whole_delta() -> None:
     assert not exact.admits([plan, tiny])  # alone is alone
 
 
+def test_of_several_plans_none_is_taken_alone() -> None:
+    gate, plan = Gate(max_epsilon=8.0, delta=1e-5), costs(1.0, 1).events()
+    several = min(gate.renyi_epsilon([plan, plan]), gate.basic_epsilon([plan, plan]))
+    assert gate.epsilon([plan, plan]) == several > gate.epsilon([plan])
+
+
+def test_what_cannot_be_computed_is_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(RdpAccountant):
+        @property
+        def rdp(self) -> np.ndarray:
+            return np.where(np.arange(len(ORDERS)) < 2, np.nan, 1.0)
+
+    monkeypatch.setattr("dp_accounting.rdp.RdpAccountant", Lost)
+    found = renyi_divergences((NoisedSums(1.2345, 1.0, 1),))  # asked for nowhere else
+    assert found.tolist() == [inf, inf, *[1.0] * (len(ORDERS) - 2)]
+
+
 def test_few_large_plans_pass_by_the_basic_rule_and_many_small_ones_by_a_renyi_rule() -> None:
     gate = Gate(max_epsilon=8.0, delta=1e-5)
     uneven = [(NoisedSums(0.45, 0.01, 5),), (NoisedSums(20.0, 1.0, 1),)]
