@@ -10,6 +10,7 @@ from node_asker import NodeAsker
 from client.node import selecting, trainer
 from medfusion.data.tensors import StudyTensors
 from medfusion.training.loop import FitResult
+from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import read_error
 
 USUAL = ('model.modalities=["tabular", "text"]', "selection.method=none", "run.rounds=2")
@@ -26,9 +27,11 @@ def key(cohort, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "fit", fit)
 
-    def ask(change=None):
+    def ask(change=None, **request):
         asker = NodeAsker(cohort, tmp_path / str(next(folders)), *USUAL, change=change)
-        assert read_error(asker.ask("train")) is None
+        if "arrays" in request:
+            request["arrays"] = request["arrays"](asker)
+        assert read_error(asker.ask("train", **request)) is None
         return found.pop()
 
     return ask
@@ -65,6 +68,31 @@ def test_the_same_request_has_the_same_key(key):
 
 def test_another_precision_has_another_key(key):
     assert key(in_bfloat16) != key()
+
+
+def moved(asker):
+    state = from_record(asker.record)
+    return to_record({name: value + 1e-3 for name, value in state.items()})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"round": 2},
+        {"arrays": moved},
+        {"mu": 0.5},
+        {"selection": {"thresholds": [], "top_n": 1}},
+    ],
+    ids=["round", "model", "pull", "selection"],
+)
+def test_whatever_a_request_asks_otherwise_has_another_key(key, other):
+    assert key(**other) != key()
+
+
+def test_other_frozen_weights_have_another_key(key, monkeypatch):
+    usual = key()
+    monkeypatch.setattr(trainer, "frozen_sha256", lambda model: "0" * 64)
+    assert key() != usual
 
 
 def test_notes_that_the_model_reads_otherwise_have_another_key(key, monkeypatch):
