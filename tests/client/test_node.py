@@ -54,6 +54,15 @@ def test_selection_counts_one_study_of_each_training_patient(cohort, tmp_path):
     np.testing.assert_array_equal(read_histograms(asker.ask("select", arrays=None)), expected)
 
 
+def test_metrics_count_one_study_of_each_test_patient(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, "privacy.enabled=false")
+    test = asker.data.part(2)
+    one = test.take(first_study_per_patient(test.patient_ids))
+    assert len(one) < len(test)
+    counted = read_histograms(asker.ask("evaluate")).sum(axis=(1, 2))
+    np.testing.assert_array_equal(counted, (~np.isnan(one.labels)).sum(axis=0))
+
+
 def test_selection_noise_has_the_planned_size(cohort, tmp_path):
     plain = read_histograms(
         Asker(cohort, tmp_path / "a", "privacy.enabled=false").ask("select", arrays=None)
