@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,13 @@ from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from client.node.releases import PaidReleases
+from client.node.selecting import Selecting, one_per_patient
 from medfusion.code_digest import code_sha256
 from medfusion.data.images import ImageCache
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TEST, TRAIN
-from medfusion.data.studies import Studies
 from medfusion.data.tensors import StudyTensors
-from medfusion.data.thresholds import (
-    Selection,
-    feature_label_histograms,
-    first_study_per_patient,
-    select_features,
-    selection_sensitivity,
-)
+from medfusion.data.thresholds import Selection
 from medfusion.digests import sha256_of
 from medfusion.errors import DataError, FederationError
 from medfusion.evaluation.score_histograms import (
@@ -55,7 +50,6 @@ from medfusion.transport.requests import (
     Received,
     RunSettings,
     histogram_reply,
-    read_histograms,
     reply_with,
 )
 
@@ -90,13 +84,20 @@ class Trainer:
             delta=data.config.policy.delta,
         )
         self._train_studies = data.part(TRAIN)
-        self._test_studies = _one_per_patient(data.part(TEST))
+        self._test_studies = one_per_patient(data.part(TEST))
         images = self._cache.digests(data.studies.images) if self._cache else []
         content = (*data.studies.content(images), data.split.tobytes())
         self._data_sha256 = sha256_of(content)
-        self._own_selection: Selection | None = None
+        self._selecting = Selecting(
+            data,
+            settings,
+            self._plan,
+            keystream=partial(Keystream, secret, settings.run_id, "selection", self._digest()),
+            release=partial(self._release, "select", 0, self._data_sha256),
+        )
         self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
-        if not len(self._train_studies):
+        # A plan's releases are as noisy about nobody; a refusal would tell that there is nobody.
+        if self._plan is None and not len(self._train_studies):
             raise DataError(f"site {data.name!r}: no training patients after the split")
         # Last, so that a run which cannot start reserves nothing.
         self._paid = (
@@ -109,7 +110,7 @@ class Trainer:
             raise FederationError(
                 f"selection.method = {self.settings.selection.method!r}: the histograms stay here"
             )
-        return self._selection_reply()
+        return self._selecting.reply()
 
     def train(self, request: Received) -> RecordDict:
         """Train one round from the model in the request; return the new one."""
@@ -155,7 +156,7 @@ class Trainer:
             {ARRAYS: to_record(trainable_state(self._model)), METRICS: MetricRecord(metrics)}
         )
         if settings.selection.method == "local":
-            reply[REPLY] = reply_with({"selected": self._mask(selection)})[REPLY]
+            reply[REPLY] = reply_with({"selected": self._selecting.mask(selection)})[REPLY]
         return reply
 
     def evaluate(self, request: Received) -> RecordDict:
@@ -191,6 +192,10 @@ class Trainer:
             )
         return histogram_reply(histogram, self._data.patients_public)
 
+    def own_selection(self) -> Selection | None:
+        """Return what this site selects by itself."""
+        return self._selecting.own()
+
     def check_state(self, state: dict[str, Tensor]) -> None:
         """Refuse a model that is not this run's; raises `FederationError`."""
         check_matches(state, trainable_state(self._model))
@@ -202,33 +207,6 @@ class Trainer:
         if self._paid is None:
             return compute()
         return self._paid.reply(kind, number, content, compute)
-
-    def _selection_reply(self) -> RecordDict:
-        """Return the (noised) histograms of the training patients, released once."""
-        return self._release(
-            "select",
-            0,
-            self._data_sha256,
-            lambda: histogram_reply(self._histograms(), self._data.patients_public),
-        )
-
-    def _histograms(self) -> np.ndarray:
-        """Count one study of each training patient, with noise under privacy."""
-        studies = _one_per_patient(self._train_studies)
-        task = self._data.task
-        histograms = feature_label_histograms(studies.features, studies.labels, task)
-        if self._plan is None:
-            return histograms
-        if self._plan.selection_noise is None:
-            raise FederationError("the run's plan pays for no selection: refused")
-        settings = self.settings.model_dump_json()
-        names = (self.settings.run_id, "selection", self._data_sha256, repr(self._plan), settings)
-        return noised(
-            histograms,
-            sensitivity=selection_sensitivity(task),
-            noise_multiplier=self._plan.selection_noise,
-            keystream=Keystream(self._secret, *names),
-        )
 
     def _prepare(self, request: Received) -> tuple[StudyTensors, StudyTensors, Selection | None]:
         """Return the tensors of training and test studies under the selection in force."""
@@ -250,30 +228,11 @@ class Trainer:
             self._tensors = (selection, train, test)
         return self._tensors[1], self._tensors[2], selection
 
-    def own_selection(self) -> Selection | None:
-        """Return what this site selects by itself, from its (noised) histograms."""
-        if "tabular" not in self._modalities:
-            return None
-        if self._own_selection is None:
-            multiplier = (self._plan.selection_noise or 0.0) if self._plan else 0.0
-            self._own_selection = select_features(
-                read_histograms(self._selection_reply()),
-                self._data.task,
-                self.settings.selection.top_n,
-                noise=selection_sensitivity(self._data.task) * multiplier,
-            )
-        return self._own_selection
-
     def _selection(self, request: Received) -> Selection | None:
         method, task = self.settings.selection.method, self._data.task
         if method == "federated" and request.request.selection is not None:
             return Selection.from_json(request.request.selection, task)
-        return self.own_selection() if method == "local" else None
-
-    def _mask(self, selection: Selection | None) -> list[int]:
-        """Which model-input columns this site selected, as 0 and 1."""
-        chosen = selection.features if selection else tuple(self._data.task.features)
-        return [int(column.feature in chosen) for column in self._data.task.columns]
+        return self._selecting.own() if method == "local" else None
 
     def _load(self, request: Received) -> dict[str, Tensor]:
         if request.arrays is None:
@@ -295,25 +254,26 @@ class Trainer:
             )
 
     def _content(self, request: Received, state: dict[str, Tensor], tensors: StudyTensors) -> str:
-        """Hash everything that a release depends on: model, data, plan, selection, code.
+        """Hash everything that a release from a model depends on.
 
         Notes count as the model reads them, since tokenizer and encoder come from files of this
         machine, which may change between two requests.
         """
-        parts = (
+        return self._digest(
             state_sha256(state),
-            code_sha256(),
             self._frozen,
             tensors.notes_sha256,
             f"{self._device} {self._data.config.compute.precision}",
-            self.settings.model_dump_json(),
-            self._data_sha256,
-            repr(self._plan),
             repr(request.request.selection),
             repr(request.proximal_mu),
         )
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-
-def _one_per_patient(studies: Studies) -> Studies:
-    return studies.take(first_study_per_patient(studies.patient_ids))
+    def _digest(self, *parts: str) -> str:
+        """Hash what every release depends on: code, settings, data and plan; and ``parts``."""
+        fixed = (
+            code_sha256(),
+            self.settings.model_dump_json(),
+            self._data_sha256,
+            repr(self._plan),
+        )
+        return hashlib.sha256("\n".join((*fixed, *parts)).encode()).hexdigest()

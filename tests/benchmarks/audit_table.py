@@ -2,29 +2,29 @@
 
     python tests/benchmarks/audit_table.py [--seeds 3] [--canaries 1000]
 
-Faults are put in at the seams of training, as in ``tests/privacy/test_audit.py``. Every claim
-is at delta 1e-5 and every bound at 99.9% confidence.
+Faults are those of ``tests/support/faulty_plans.py``. Every claim is at delta 1e-5 and every
+bound at 99.9% confidence.
 """
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
-from unittest.mock import patch
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from medfusion.privacy import dp_sgd
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from faulty_plans import executed_with, sampled
+
 from medfusion.privacy.audit.keys import AuditKeys
 from medfusion.privacy.audit.run import PlanAudit, audit_plan
 from medfusion.privacy.options import PrivacyOptions
 from medfusion.privacy.plan import DpPlan, make_plan
-from medfusion.privacy.sampler import poisson_batches
 from medfusion.randomness import stream
-from medfusion.training import loop
 
 PATIENTS, RATE, STEPS, ROUNDS = 500, 0.1, 10, 6
 PUBLIC = b"public".ljust(32)
@@ -44,36 +44,12 @@ def plan(target: float, *, rate: float = RATE, steps: int = STEPS, rounds: int =
     )
 
 
-@contextlib.contextmanager
-def executed_with(**factors: float) -> Iterator[None]:
-    """Multiply fields of the plan that steps are taken by."""
-
-    class Faulty(dp_sgd.PrivateSteps):
-        def __init__(self, model: Any, optimizer: Any, plan: DpPlan, **rest: Any) -> None:
-            changed = {name: getattr(plan, name) * by for name, by in factors.items()}
-            super().__init__(model, optimizer, replace(plan, **changed), **rest)
-
-    with patch.object(dp_sgd, "PrivateSteps", Faulty):
-        yield
-
-
-@contextlib.contextmanager
-def sampled(times: float) -> Iterator[None]:
-    """Draw patients more often than the plan says."""
-
-    def batches(patients: Tensor, *, sample_rate: float, **rest: Any) -> Iterator[Tensor]:
-        return poisson_batches(patients, sample_rate=min(1.0, times * sample_rate), **rest)
-
-    with patch.object(loop, "poisson_batches", batches):
-        yield
-
-
-Fault = Callable[[], contextlib.AbstractContextManager[None]]
+Fault = Callable[[], AbstractContextManager[None]]
 
 
 def cases() -> dict[str, tuple[DpPlan, float, Fault, bytes]]:
     """Return plan, claim, fault and secret of each row."""
-    none, own = contextlib.nullcontext, b"secret".ljust(32)
+    none, own = nullcontext, b"secret".ljust(32)
     base = plan(1.0)
     one_round = plan(1.0, rate=1.0, steps=1, rounds=1)
     found: dict[str, tuple[DpPlan, float, Fault, bytes]] = {

@@ -136,6 +136,13 @@ def test_plans_and_claims_that_differ_are_audited_apart(tmp_path: Path) -> None:
     assert not any(claim.understated for claim in claims)
 
 
+def test_a_run_from_before_some_fields_is_read(tmp_path: Path) -> None:
+    older = recorded(PLAN)
+    del older["unit_norm"], older["clip_quantile"]
+    (claim,) = read_claims(card(north=older), summary(north=1.0))
+    assert claim.plan == PLAN
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

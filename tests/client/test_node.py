@@ -54,6 +54,15 @@ def test_selection_counts_one_study_of_each_training_patient(cohort, tmp_path):
     np.testing.assert_array_equal(read_histograms(asker.ask("select", arrays=None)), expected)
 
 
+def test_metrics_count_one_study_of_each_test_patient(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, "privacy.enabled=false")
+    test = asker.data.part(2)
+    one = test.take(first_study_per_patient(test.patient_ids))
+    assert len(one) < len(test)
+    counted = read_histograms(asker.ask("evaluate")).sum(axis=(1, 2))
+    np.testing.assert_array_equal(counted, (~np.isnan(one.labels)).sum(axis=0))
+
+
 def test_selection_noise_has_the_planned_size(cohort, tmp_path):
     plain = read_histograms(
         Asker(cohort, tmp_path / "a", "privacy.enabled=false").ask("select", arrays=None)
@@ -381,6 +390,11 @@ def test_a_deployed_node_refuses_what_a_simulation_may(cohort, tmp_path, overrid
 def test_too_few_patients_for_the_policy_are_refused(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
     assert "min_patients = 10" in str(read_error(asker.ask("train")))
+
+
+def test_as_many_patients_as_the_policy_asks_for_are_enough(cohort, tmp_path):
+    asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=10))
+    assert [read_error(asker.ask(kind)) for kind in ("describe", "train")] == [None, None]
 
 
 def test_a_small_site_does_not_even_tell_how_small(cohort, tmp_path):

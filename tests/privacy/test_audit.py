@@ -1,10 +1,5 @@
-"""Sound plans pass; plans that are not executed as they say are caught at epsilon 1.
+"""Sound plans pass; plans that are not executed as they say are caught at epsilon 1."""
 
-Faults are put in here, at the seams of the training that the audit drives: nothing of the
-product can switch them on.
-"""
-
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -12,29 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from faulty_plans import executed_with, sampled
 
-from medfusion.privacy import dp_sgd
 from medfusion.privacy.audit.keys import AuditKeys
 from medfusion.privacy.audit.run import PlanAudit, audit_plan
 from medfusion.privacy.options import PrivacyOptions
 from medfusion.privacy.plan import DpPlan, make_plan
-from medfusion.privacy.sampler import poisson_batches
 from medfusion.randomness import stream
-from medfusion.training import loop
 
 CLAIM, SEED = 1.0, 7
 SECRET, OTHER_SECRET = b"nobody knows it".ljust(32), b"nor this one".ljust(32)
 PUBLIC_SECRET = b"what a simulation has".ljust(32)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @lru_cache
@@ -76,8 +62,11 @@ def test_a_sound_plan_is_not_refuted() -> None:
     assert 400 < found.included.sum() < 600
 
 
-def test_a_canary_adds_its_clipping_norm_where_it_is_drawn_and_noise_comes_as_planned() -> None:
-    plan = replace(sound_plan(rounds=2, steps=4), max_grad_norm=0.3)
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_a_canary_adds_its_clipping_norm_where_it_is_drawn_and_noise_comes_as_planned(
+    unit_norm: bool,
+) -> None:
+    plan = replace(sound_plan(rounds=2, steps=4), max_grad_norm=0.3, unit_norm=unit_norm)
     found = audit(plan, canaries=4000)
     steps, rate = 8, plan.sample_rate
     absent, present = found.scores[~found.included], found.scores[found.included]
@@ -89,43 +78,24 @@ def test_a_canary_adds_its_clipping_norm_where_it_is_drawn_and_noise_comes_as_pl
     assert present.var() == pytest.approx(spread, rel=0.15)
 
 
-class _OtherPlan(dp_sgd.PrivateSteps):
-    """Takes steps by another plan than it is given."""
-
-    changes: dict[str, float]
-
-    def __init__(self, model: Any, optimizer: Any, plan: DpPlan, **rest: Any) -> None:
-        changed = {name: getattr(plan, name) * by for name, by in self.changes.items()}
-        super().__init__(model, optimizer, replace(plan, **changed), **rest)
-
-
-def executed_with(patch: pytest.MonkeyPatch, **changes: float) -> None:
-    """Multiply fields of the plan by factors, as if the engine had got them wrong."""
-    faulty = type("_Faulty", (_OtherPlan,), {"changes": changes})
-    patch.setattr(dp_sgd, "PrivateSteps", faulty)
-
-
-def test_noise_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    executed_with(monkeypatch, noise_multiplier=1e-4)
-    found = audit(sound_plan())
+def test_noise_off_is_caught() -> None:
+    with executed_with(noise_multiplier=1e-4):
+        found = audit(sound_plan())
     assert found.verdict == "refuted"
     assert found.guesses.bound > 2.5
 
 
-def test_clipping_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clipping_off_is_caught() -> None:
     # The noise stays what it was: a multiple of the norm that nobody is held to.
-    executed_with(monkeypatch, max_grad_norm=1e4, noise_multiplier=1e-4)
-    assert audit(sound_plan()).verdict == "refuted"
+    with executed_with(max_grad_norm=1e4, noise_multiplier=1e-4):
+        assert audit(sound_plan()).verdict == "refuted"
 
 
-def test_a_tenth_of_the_noise_is_caught_and_most_of_it_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    executed_with(monkeypatch, noise_multiplier=0.1)
-    assert audit(sound_plan()).verdict == "refuted"
-    monkeypatch.undo()
-    executed_with(monkeypatch, noise_multiplier=0.7)
-    assert audit(sound_plan()).verdict == "not refuted"  # one run sees gross faults only
+def test_a_tenth_of_the_noise_is_caught_and_most_of_it_is_not() -> None:
+    with executed_with(noise_multiplier=0.1):
+        assert audit(sound_plan()).verdict == "refuted"
+    with executed_with(noise_multiplier=0.7):
+        assert audit(sound_plan()).verdict == "not refuted"  # one run sees gross faults only
 
 
 def test_an_accountant_reset_each_round_is_caught() -> None:
@@ -135,13 +105,10 @@ def test_an_accountant_reset_each_round_is_caught() -> None:
     assert audit(replace(one_round, rounds=60)).verdict == "refuted"
 
 
-def test_a_wrong_sampling_rate_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def everybody(patients: Tensor, *, sample_rate: float, **rest: Any) -> Iterator[Tensor]:
-        return poisson_batches(patients, sample_rate=min(1.0, 10 * sample_rate), **rest)
-
+def test_a_wrong_sampling_rate_is_caught() -> None:
     assert sound_plan().sample_rate == 0.1
-    monkeypatch.setattr(loop, "poisson_batches", everybody)
-    assert audit(sound_plan()).verdict == "refuted"
+    with sampled(10):
+        assert audit(sound_plan()).verdict == "refuted"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
 """Both attacks work where nothing protects, and fail under a private plan."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-import torch
 
 from medfusion.privacy.audit.attacks import Membership, inversion, membership
 from medfusion.privacy.audit.keys import AuditKeys
@@ -13,12 +10,7 @@ from medfusion.privacy.plan import DpPlan
 KEYS = AuditKeys(run="study", seed=3, site="north", secret=b"secret".ljust(32), public_secrets={})
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plan(noise_multiplier: float, rounds: int = 2) -> DpPlan:

@@ -4,7 +4,7 @@ B samples, C the clipping norm.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -21,12 +21,7 @@ B = 5  # equals no other dimension below
 CLIP = 0.3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:

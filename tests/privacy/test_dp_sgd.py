@@ -3,7 +3,7 @@
 B samples, P parameters in one vector, C the clipping norm.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from math import sqrt
@@ -27,12 +27,7 @@ CLIP = 0.3
 Losses = Callable[[Tensor], Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True, params=["book_keeping", "opacus"])

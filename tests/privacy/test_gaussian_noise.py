@@ -90,7 +90,7 @@ def test_grids_are_as_fine_as_the_noise_allows(
     # What continuous noise of variance S^2 - 4 has, of which the release is a function.
     equal_to = grid.spacing * sqrt(4096**2 * (grid.factor**2 + 1) - 4)
     assert needed * (1 - 1e-12) <= equal_to
-    assert grid.sigma <= 1.001 * needed
+    assert equal_to <= grid.sigma <= 1.001 * needed
 
 
 def no_noise(_: Keystream, count: int, *, factor: int) -> np.ndarray:

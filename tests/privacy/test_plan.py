@@ -6,7 +6,8 @@ import pytest
 
 from medfusion.errors import ConfigError
 from medfusion.privacy.options import PrivacyOptions, Shares
-from medfusion.privacy.plan import MAX_NOISE_MULTIPLIER, DpPlan, make_plan
+from medfusion.privacy.plan import DpPlan, make_plan
+from medfusion.privacy.plan_calibration import MAX_NOISE_MULTIPLIER
 
 
 def plan_with(options: PrivacyOptions | None = None, **changes: Any) -> DpPlan:
@@ -126,6 +127,19 @@ def test_plan_refuses_fields_that_contradict_one_another() -> None:
         dataclasses.replace(plan, sample_rate=1.1)
     with pytest.raises(ValueError, match="noise_multiplier"):
         dataclasses.replace(plan, noise_multiplier=0.0)
+
+
+def test_a_plan_comes_back_from_the_card_that_recorded_it() -> None:
+    plan = plan_with(PrivacyOptions(unit_norm=True, clip_quantile=0.5))
+    card = dataclasses.asdict(plan) | {"epsilon": plan.epsilon()}
+    assert DpPlan.from_card(card) == plan
+    without = {name: card[name] for name in card if name not in ("unit_norm", "clip_quantile")}
+    older = DpPlan.from_card(without)
+    assert older == dataclasses.replace(plan, unit_norm=False, clip_quantile=None)
+    with pytest.raises(ValueError, match=r"^missing delta, rounds$"):
+        DpPlan.from_card({name: card[name] for name in card if name not in ("delta", "rounds")})
+    with pytest.raises(ValueError, match="unheard"):
+        DpPlan.from_card(card | {"unheard": 1})
 
 
 def test_shares_must_sum_to_one() -> None:

@@ -6,7 +6,7 @@ from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfusion.privacy.accounting import composed_epsilon
+from medfusion.privacy.accounting import NoisedSums, composed_epsilon
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.plan_costs import PlanCosts
 
@@ -64,3 +64,34 @@ def test_the_whole_is_what_its_releases_sum_to(plan: DpPlan) -> None:
     assert paid == expected
     assert sum(event.count for event in costs.events()) == sum(a * b for a, b in paid.values())
     assert costs.in_rounds(plan.rounds) == costs or plan.metrics_releases > plan.rounds
+
+
+def test_each_release_keeps_its_own_noise_and_count() -> None:
+    plan = DpPlan(
+        patients_public=100,
+        delta=DELTA,
+        sample_rate=0.1,
+        expected_batch=10.0,
+        steps_per_round=3,
+        rounds=4,
+        max_grad_norm=1.0,
+        noise_multiplier=3.0,
+        selection_noise=7.0,
+        metrics_noise=9.0,
+        metrics_releases=2,
+    )
+    costs = PlanCosts.of(plan)
+
+    def events(steps: int, evaluations: int) -> tuple[NoisedSums, ...]:
+        return (
+            NoisedSums(3.0, 0.1, steps),
+            NoisedSums(7.0, 1.0, 1),
+            NoisedSums(9.0, 1.0, evaluations),
+        )
+
+    assert costs.rounds == 4
+    assert costs.events() == events(12, 2)
+    assert costs.in_rounds(3).events() == events(9, 2)
+    assert costs.in_rounds(1).events() == events(3, 1)
+    assert costs.of_kind("train", 2) == (NoisedSums(3.0, 0.1, 6),)
+    assert PlanCosts.from_json(costs.to_json()) == costs

@@ -9,6 +9,7 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medfusion.privacy import renyi_filter
 from medfusion.privacy.accounting import Events, NoisedSums, composed_epsilon, merged
 from medfusion.privacy.plan_costs import Paid, PlanCosts
 from medfusion.privacy.renyi_filter import ORDERS, Gate, renyi_divergences
@@ -90,12 +91,27 @@ def test_what_is_admitted_was_admitted_by_the_same_rule_before(
         assert figures == sorted(figures)
 
 
-@given(gates, st.integers(1, 200))
-def test_the_rules_share_delta(gate: Gate, n: int) -> None:
+@pytest.mark.parametrize("n", [1, 2, 200])
+def test_the_rules_share_delta(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    asked: list[float] = []
+
+    def one(events: Events, *, delta: float) -> float:
+        asked.append(delta)
+        return 1.0
+
+    monkeypatch.setattr(renyi_filter, "composed_epsilon", one)
+    gate = Gate(max_epsilon=2.0, delta=1e-5)
+    assert gate.basic_epsilon([(NoisedSums(1.0, 1.0, 1),)] * n) == n
+    # Plan i's own share, however many follow: the rule must be monotone.
+    assert asked == [gate.delta / (2 * i * (i + 1)) for i in range(1, n + 1)]
+    assert sum(asked) < gate.delta / 2
+
+
+@given(gates)
+def test_the_orders_share_the_other_half_of_delta(gate: Gate) -> None:
     orders = gate.order_deltas()
     assert orders.keys() == set(ORDERS)
-    basic = sum(gate.delta / (2 * i * (i + 1)) for i in range(1, n + 1))
-    assert sum(orders.values()) + basic <= gate.delta
+    assert gate.delta * 0.49 < sum(orders.values()) <= gate.delta / 2
 
 
 def test_each_order_converts_as_in_canonne_kamath_and_steinke() -> None:
@@ -123,6 +139,23 @@ def test_a_single_plan_is_held_to_its_own_epsilon_at_the_whole_delta() -> None:
     assert not Gate(max_epsilon=alone * 0.999, delta=1e-5).admits([plan])
     tiny = costs(900.0, 1).events()
     assert not exact.admits([plan, tiny])  # alone is alone
+
+
+def test_of_several_plans_none_is_taken_alone() -> None:
+    gate, plan = Gate(max_epsilon=8.0, delta=1e-5), costs(1.0, 1).events()
+    several = min(gate.renyi_epsilon([plan, plan]), gate.basic_epsilon([plan, plan]))
+    assert gate.epsilon([plan, plan]) == several > gate.epsilon([plan])
+
+
+def test_what_cannot_be_computed_is_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(RdpAccountant):
+        @property
+        def rdp(self) -> np.ndarray:
+            return np.where(np.arange(len(ORDERS)) < 2, np.nan, 1.0)
+
+    monkeypatch.setattr("dp_accounting.rdp.RdpAccountant", Lost)
+    found = renyi_divergences((NoisedSums(1.2345, 1.0, 1),))  # asked for nowhere else
+    assert found.tolist() == [inf, inf, *[1.0] * (len(ORDERS) - 2)]
 
 
 def test_few_large_plans_pass_by_the_basic_rule_and_many_small_ones_by_a_renyi_rule() -> None:

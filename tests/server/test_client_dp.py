@@ -293,3 +293,20 @@ def test_the_strategy_sees_one_site_of_weight_one(tmp_path):
     )
     assert dict(reply.content.metric_records[METRICS]) == {WEIGHT_KEY: 1}
     assert reply.content.array_records[ARRAYS]["steps"].numpy() == 7
+
+
+def test_no_noise_is_used_twice(tmp_path):
+    """Other updates, another round or another model: noise that is known helps with none."""
+
+    def noise(number=1, *, start=0.0, step=0.125):
+        before = {"weight": np.full(64, start, np.float32)}  # sums are exact
+        after = {"weight": np.full(64, start + step / 8, np.float32)}  # of norm ``step``
+        reply = mechanism(tmp_path, noise=1.0).combine(
+            number, record(**before), {"a": make_reply(after, 5)}
+        )
+        return reply.content.array_records[ARRAYS]["weight"].numpy() - start - step / 8 / 3
+
+    usual = noise()
+    np.testing.assert_allclose(noise(), usual, atol=1e-6)
+    for other in (noise(2), noise(start=1.0), noise(step=0.25)):
+        assert abs(np.corrcoef(other, usual)[0, 1]) < 0.6  # of 64 draws: 5 deviations are 0.62

@@ -9,7 +9,7 @@ from medfusion.data.site_data import load_site_data
 from medfusion.models.contract import trainable_state
 from medfusion.models.registry import build_model
 from medfusion.transport.arrays import to_record
-from medfusion.transport.requests import CONFIG, ROUND_KEY, Request, request_content
+from medfusion.transport.requests import CONFIG, MU_KEY, ROUND_KEY, Request, request_content
 from server.run_state import run_settings
 
 SECRET = b"secret".ljust(32)
@@ -43,9 +43,11 @@ class NodeAsker:
         """What is sent of it."""
         return to_record(trainable_state(self.model))
 
-    def ask(self, kind, *, round=1, arrays=True, settings=None, **parts):
+    def ask(self, kind, *, round=1, arrays=True, settings=None, mu=None, **parts):
         """Send a request with the initial model, with other ``arrays``, or without (None)."""
         request = Request(settings=settings or self.settings, **parts)
         content = request_content(request, self.record if arrays is True else arrays)
         content[CONFIG][ROUND_KEY] = round
+        if mu is not None:
+            content[CONFIG][MU_KEY] = mu
         return self.node.handle(kind, content)

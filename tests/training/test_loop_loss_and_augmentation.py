@@ -1,6 +1,7 @@
 """The loss and the augmentation of ``[training]`` as a round of training uses them."""
 
 from dataclasses import replace
+from math import exp
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from medfusion.objectives.multilabel import per_sample_loss
 from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss, LossOptions
+from medfusion.privacy.adaptive_norm import RATE, AdaptiveNorm
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches
 from medfusion.randomness import spawn
+from medfusion.training import loop
 from medfusion.training.loop import FitResult, fit
 from medfusion.training.options import TrainingOptions
 
@@ -84,11 +87,12 @@ def make_net() -> Net:
 
 def run(net: Net, *, public: int = 1, private: int = 2, **changes: Any) -> FitResult:
     plan, physical = changes.pop("plan", None), changes.pop("physical_batch", 32)
+    changes = {"learning_rate": 0.1} | changes
     steps = plan.steps_per_round if plan else changes.pop("steps", 5)
     return fit(
         net,
         Studies(),
-        options=TrainingOptions(batch_size=10, optimizer="sgd", learning_rate=0.1, **changes),
+        options=TrainingOptions(batch_size=10, optimizer="sgd", **changes),
         plan=plan,
         steps=steps,
         public=torch.Generator().manual_seed(public),
@@ -267,3 +271,37 @@ def test_a_norm_that_follows_a_quantile_trains_another_model_and_begins_each_rou
     one_step = replace(plan, steps_per_round=1), replace(follows, steps_per_round=1)
     fixed, adaptive = (trained(plan=plan) for plan in one_step)
     torch.testing.assert_close(fixed, adaptive, rtol=0, atol=1e-3)  # but for the noise
+
+
+def test_the_norm_gets_its_share_of_the_plans_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Noted(AdaptiveNorm):
+        def __init__(self, start: float, **rest: Any) -> None:
+            made.append((start, rest))
+            super().__init__(start, **rest)
+
+    monkeypatch.setattr(loop, "AdaptiveNorm", Noted)
+    trained(plan=replace(PLAN, max_grad_norm=5.0, clip_quantile=0.3))
+    ((start, rest),) = made
+    assert (start, rest["quantile"], rest["expected_batch"]) == (5.0, 0.3, 12.5)
+    assert rest["count_noise"] == pytest.approx(4 * PLAN.noise_multiplier)  # z^-2 / 16
+
+
+def test_the_gradient_is_divided_by_the_norm_of_its_own_step() -> None:
+    """Two steps on everybody that clip nobody: the second norm is the smaller one."""
+    start, clip, quantile = weights(make_net()), 50.0, 0.2
+    plan = replace(
+        ONE_STEP,
+        steps_per_round=2,
+        noise_multiplier=1e-6,
+        max_grad_norm=clip,
+        clip_quantile=quantile,
+    )
+    usual, rescaled = (
+        trained(plan=replace(plan, unit_norm=unit_norm), learning_rate=0.01) - start
+        for unit_norm in (False, True)
+    )
+    second = clip * exp(-RATE * (1 - quantile))
+    expected = usual * (1 / clip + 1 / second) / 2
+    assert float((rescaled - expected).norm()) < 0.02 * float(expected.norm())

@@ -60,7 +60,7 @@ def budgets(run: Run) -> list[Budget]:
 
 
 def _budget(run: Run, name: str, card: Mapping[str, Any]) -> Budget:
-    plan = DpPlan(**{key: value for key, value in card.items() if key != "epsilon"})
+    plan = DpPlan.from_card(card)
     costs = PlanCosts.of(plan)
     reserved: float = card["epsilon"]
 

@@ -1,7 +1,7 @@
 """What a finished run claims about each site, as its folder tells it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from medfusion.errors import DataError
@@ -71,11 +71,7 @@ def read_claims(card: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Cla
 
 
 def _plan(name: str, recorded: Mapping[str, Any]) -> DpPlan:
-    known = [field.name for field in fields(DpPlan)]
-    missing = [key for key in known if key not in recorded]
-    if missing:
-        raise DataError(f"model.json: privacy.sites.{name}: missing {', '.join(missing)}")
     try:
-        return DpPlan(**{key: recorded[key] for key in known})
-    except (TypeError, ValueError) as error:
+        return DpPlan.from_card(recorded)
+    except ValueError as error:
         raise DataError(f"model.json: privacy.sites.{name}: {error}") from None

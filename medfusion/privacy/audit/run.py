@@ -11,7 +11,7 @@ gradients of a run's own layers are right is proven elsewhere, model by model.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ class PlanAudit:
     replayed
         Which public value gives the noise, in words; None: the attacker found none.
     scores, included
-        [m] each: the attacker's score of each canary, in clipping norms, and whether it took
-        part. They are synthetic, and secrets of nobody.
+        [m] each: the attacker's score of each canary, in units of the plan's ``max_grad_norm``,
+        and whether it took part. They are synthetic, and secrets of nobody.
     """
 
     claim: float
@@ -171,8 +171,10 @@ def _updates(
 ) -> Iterator[Tensor]:
     """Train by the plan; yield what each round released on the canaries' rows, float32 [m].
 
-    The scale is that of the sums over patients: C for each time that a canary was drawn.
+    The scale is that of the sums over patients: C for each time that a canary was drawn, where
+    it follows a quantile the C of that step.
     """
+    plan = replace(plan, unit_norm=False)  # rescaling what was released takes nothing back
     with seeded(keys.seed):
         model = CanaryModel(_Linear(), canaries=studies.canaries, max_grad_norm=plan.max_grad_norm)
     options = TrainingOptions(optimizer="sgd", learning_rate=_RATE)

@@ -1,0 +1,51 @@
+"""The sensitivity that a step's noise is sized for."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medfusion.privacy import dp_sgd
+from medfusion.privacy.dp_sgd import PrivateSteps
+from medfusion.privacy.keystream import Keystream
+from medfusion.privacy.plan import DpPlan
+
+PLAN = DpPlan(
+    patients_public=90,
+    delta=1e-5,
+    sample_rate=1.0,
+    expected_batch=90.0,
+    steps_per_round=1,
+    rounds=1,
+    max_grad_norm=0.25,
+    noise_multiplier=2.0,
+    selection_noise=None,
+    metrics_noise=None,
+    metrics_releases=0,
+)
+
+
+def test_it_is_the_norm_and_what_float32_sums_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sums of 90 gradients, each off by b^2 2^-24 C, and the rounding of the norms."""
+    asked = []
+
+    def noised(values: np.ndarray, **sizes: Any) -> np.ndarray:
+        asked.append(sizes)
+        return values
+
+    monkeypatch.setattr(dp_sgd, "noised", noised)
+    net, rows = nn.Linear(4, 1), torch.ones(90, 4)
+    with PrivateSteps(
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        PLAN,
+        keystream=Keystream(bytes(32)),
+        physical_batch=90,
+    ) as steps:
+        steps.step(torch.arange(90), lambda index: net(rows[index])[:, 0])
+    (sizes,) = asked
+    lost = 2 * 90**2 * 2**-24 + 3e-5
+    assert 1 + lost <= sizes["sensitivity"] / PLAN.max_grad_norm <= 1.002
+    assert sizes["noise_multiplier"] == PLAN.noise_multiplier
