@@ -2,18 +2,20 @@
 
 A model keeps what reads a modality under ``image``, ``tabular`` or ``text`` (and a language
 encoder under ``text_encoder``), and so does what a head keeps for one modality
-(``head.layers.0.gather.text``); all the rest joins modalities and decides: the head.
+(``head.layers.0.gather.text``). What is linear in fixed features lies under ``linear``. All the
+rest joins modalities and decides: the head.
 """
 
 from typing import Literal
 
-Part = Literal["image", "tabular", "text", "head"]
+Part = Literal["image", "tabular", "text", "linear", "head"]
 
 _PREFIXES: dict[str, Part] = {
     "image": "image",
     "tabular": "tabular",
     "text": "text",
     "text_encoder": "text",
+    "linear": "linear",
 }
 
 

@@ -14,7 +14,8 @@ class RateMultipliers(Options):
     """Section ``[training.rate_multipliers]``: a part's learning rate over ``learning_rate``.
 
     Public constants, for modalities that learn at different speeds (Wang, Tran and Feiszli,
-    "What makes training multi-modal classification networks hard?", CVPR 2020). ``head`` is all
+    "What makes training multi-modal classification networks hard?", CVPR 2020). ``linear`` is
+    what is linear in fixed features (`medfusion.models.blocks.linear_path`), ``head`` all else
     that reads no modality; a part that is not given keeps ``learning_rate``, and one that the
     model lacks is passed over.
     """
@@ -22,6 +23,7 @@ class RateMultipliers(Options):
     image: float | None = Field(default=None, gt=0)
     tabular: float | None = Field(default=None, gt=0)
     text: float | None = Field(default=None, gt=0)
+    linear: float | None = Field(default=None, gt=0)
     head: float | None = Field(default=None, gt=0)
 
     def given(self) -> dict[str, float]:

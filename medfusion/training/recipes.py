@@ -26,9 +26,11 @@ setting                     why
 ==========================  ==================================================================
 
 Beside it, because they say what a model is or need data that a recipe cannot know of: weights
-of convolutions are standardised always [1]_ [2]_; a frozen public trunk is ``model.init`` with
-``model.frozen_stages`` [3]_; several views of each study are ``training.augmentation = "light"``
-with ``training.views`` [1]_, at that many times the computation.
+of convolutions are standardised always [1]_ [2]_; fixed features in place of learned ones are
+``model.name = "logistic"`` with all modalities, or ``model.linear_path`` [3]_; a frozen public
+trunk is ``model.init`` with ``model.frozen_stages`` [3]_; several views of each study are
+``training.augmentation = "light"`` with ``training.views`` [1]_, at that many times the
+computation.
 
 References
 ----------

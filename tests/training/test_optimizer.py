@@ -144,6 +144,7 @@ def test_parts_are_told_by_the_modalities_of_the_model() -> None:
     encoder = dict(make_model().named_parameters())
     assert {part_of(n) for n in encoder if n.startswith(("text.", "text_encoder."))} == {"text"}
     assert part_of("imageless.weight") == "head"
+    assert part_of("linear.text.weight") == "linear"
 
 
 def test_a_multiplier_scales_the_steps_of_its_part_alone() -> None:
