@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 # Rows of one sum in float32, whose worst rounding grows with their square; see dp_sgd.py.
-ROWS_IN_FLOAT32 = 64
+ROWS_IN_FLOAT32 = 32
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,11 @@ def _combined(gradient: Tensor, factors: Tensor) -> Tensor:
     """Return the sum [P], float64, of gradients [b, ...] times their factors [b]."""
     rows = gradient.flatten(1)
     weights = factors.to(gradient.dtype)
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    pieces = zip(rows.split(ROWS_IN_FLOAT32), weights.split(ROWS_IN_FLOAT32), strict=True)
-    for some, weight in pieces:
-        total += torch.mv(some.t(), weight)
+    pieces = (torch.split(each, ROWS_IN_FLOAT32) for each in (rows, weights))
+    first, *others = (torch.mv(some.t(), weight) for some, weight in zip(*pieces, strict=True))
+    total = first.double()
+    for part in others:
+        total += part
     return total
 
 
@@ -142,5 +143,6 @@ def sample_norms(gradient: Tensor) -> Tensor:
     Only sums of squares along the innermost dimensions are float32: long ones lose digits.
     """
     rows = gradient.flatten(2) if gradient.ndim > 2 else gradient.unsqueeze(-1)
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=2)
-    return torch.linalg.vector_norm(norms, dim=1, dtype=torch.float64)
+    along_rows = torch.linalg.vector_norm(rows, dim=2)
+    norms: Tensor = torch.linalg.vector_norm(along_rows, dim=1, dtype=torch.float64)
+    return norms

@@ -20,13 +20,14 @@ layer that mixes or hides samples       refused before the first step, by a look
 
 Sums in floating point move by more than C when one patient's record is emptied, because
 everything else is rounded anew [2]_. The noise is therefore sized for (1 + `SUM_SLACK`) C. The
-patient's place in the batch stays, so of the sums of m = `ROWS_IN_FLOAT32` clipped gradients, which
-are float32, one differs and no other; they are added up in float64, which is off by another 4e-6 C
-at most with a million of patients in a step. A float32 sum of m clipped gradients is off by at most m^2 2^-24 C in L2 norm, in whatever order it is taken: m units of 2^-24,
-of the sum of the norms. Two such sums make 4.9e-4 C at m = 64, whatever the batch. What is left of
-the slack is for norms: sums of squares along n innermost entries of a gradient are float32, all else
-of a norm is float64, so a norm is off by n 2^-25 of itself at most: 1.4e-4 at n = 4608, the filters
-of 512 channels.
+patient's place in the batch stays, so of the sums of m = `ROWS_IN_FLOAT32` clipped gradients,
+which are float32, one differs and no other; they are added up in float64, which is off by another
+4e-6 C at most with a million of patients in a step. A float32 sum of m clipped gradients is off
+by at most m^2 2^-24 C in L2 norm, in whatever order it is taken: m units of 2^-24, of the sum of
+the norms. Two such sums make 1.3e-4 C at m = 32, whatever the batch. What is left of the slack is
+for norms: sums of squares along n innermost entries of a gradient are float32, all else of a norm
+is float64, so a norm is off by n 2^-25 of itself at most: 1.4e-4 at n = 4608, the filters of 512
+channels.
 
 References
 ----------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medfusion.errors import FederationError
 from medfusion.privacy.clipping import GradientEngine, sample_norms
 
-PUBLIC_SAMPLES = 3  # each costs what a patient's study does; seldom a model's dimension
+PUBLIC_SAMPLES = 2  # each costs what a patient's study does; of one, rows could not be told
 
 # Per-sample gradients add up to the batch's gradient: float32 does so to 1e-5 or better,
 # bfloat16 to 1e-2. A weight that is read outside its layer is off by half or more.
