@@ -8,7 +8,8 @@
    ``outputs`` returns the same logits, beside those of the modalities' own heads.
 2. A row of the output depends on that row of the inputs alone.
 3. Parameters live in leaf layers that receive one tensor; activations are out of place; lookups
-   are expanded to [B, n]. So Opacus' hooks and `torch.func.vmap` agree on per-sample gradients.
+   are expanded to [B, n]. So a layer's input and the gradient of its output say what each sample
+   adds, which is all that book-keeping and Opacus' hooks look at.
 4. Every trainable parameter takes part in every step, whatever is missing from the batch.
 """
 

@@ -14,16 +14,20 @@ empty batch                             no forward pass; a step of noise alone
 logical batch above the physical one    clipped sums add up over chunks, in float64; noise
                                         comes once
 chunk that does not fit on the GPU      the physical batch is halved, that chunk repeated
-layer that mixes or hides samples       refused before the first update
+layer that mixes or hides samples       refused before the first step, by a look at public
+                                        samples; no refusal depends on a patient's values
 ======================================  ===================================================
 
 Sums in floating point move by more than C when one patient's record is emptied, because
 everything else is rounded anew [2]_. The noise is therefore sized for (1 + `SUM_SLACK`) C. The
-patient's place in the batch stays, so one chunk of b samples differs and no other. A float32
-sum of b clipped gradients is off by at most b^2 2^-24 C in L2 norm, in whatever order it is
-taken: b units of 2^-24, of the sum of the norms. Two such sums make .012% of C at b = 32, and at
-b = 90 they leave 3e-5 of the slack to the rounding of the norms. This is the worst case; errors
-of both signs, as they are, stay far below it at larger b as well.
+patient's place in the batch stays, so of the sums of m = `ROWS_IN_FLOAT32` clipped gradients,
+which are float32, one differs and no other; they are added up in float64, which is off by another
+4e-6 C at most with a million of patients in a step. A float32 sum of m clipped gradients is off
+by at most m^2 2^-24 C in L2 norm, in whatever order it is taken: m units of 2^-24, of the sum of
+the norms. Two such sums make 1.3e-4 C at m = 32, whatever the batch. What is left of the slack is
+for norms: sums of squares along n innermost entries of a gradient are float32, all else of a norm
+is float64, so a norm is off by n 2^-25 of itself at most: 1.4e-4 at n = 4608, the filters of 512
+channels.
 
 References
 ----------
@@ -33,7 +37,7 @@ References
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -42,14 +46,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from medfusion.errors import FederationError
 from medfusion.privacy.adaptive_norm import AdaptiveNorm, split_noise
 from medfusion.privacy.book_keeping.engine import BookKeeping
 from medfusion.privacy.clipping import Clipper, GradientEngine
 from medfusion.privacy.gaussian_noise import noised
+from medfusion.privacy.gradient_check import PUBLIC_SAMPLES, check_gradients
 from medfusion.privacy.keystream import Keystream
-from medfusion.privacy.opacus_hooks import OpacusHooks
 from medfusion.privacy.plan import DpPlan
+from medfusion.training.device import halved
 
 # How far float32 may carry a patient's contribution beyond the clipping norm, as a share of it.
 SUM_SLACK = 1e-3
@@ -57,7 +61,11 @@ SUM_SLACK = 1e-3
 
 def engine_for(model: nn.Module) -> GradientEngine:
     """Return the fastest engine that knows all of a model's trained layers."""
-    return BookKeeping(model) if BookKeeping.knows(model) else OpacusHooks(model)
+    if BookKeeping.knows(model):
+        return BookKeeping(model)
+    from medfusion.privacy.opacus_hooks import OpacusHooks  # takes a second to import
+
+    return OpacusHooks(model)
 
 
 class PrivateSteps:
@@ -78,6 +86,9 @@ class PrivateSteps:
         For the noise of these steps alone. It is drawn on the CPU, whatever the device.
     physical_batch
         Most samples in one forward and backward pass.
+    public_losses
+        Returns the losses, float32 [rows], of that many samples that are no patient's, alike in
+        shape and type. On entering, the model's gradients are checked on them.
     before_update
         Called once the noised mean gradient is in place, before the optimiser moves weights:
         what it changes is post-processing as long as it reads weights and gradients only.
@@ -94,6 +105,7 @@ class PrivateSteps:
         *,
         keystream: Keystream,
         physical_batch: int,
+        public_losses: Callable[[int], Tensor],
         before_update: Callable[[], None] | None = None,
         adaptive: AdaptiveNorm | None = None,
     ) -> None:
@@ -104,12 +116,18 @@ class PrivateSteps:
         self._keystream = keystream
         self._before_update = before_update
         self._physical_batch = physical_batch
+        self._public_losses = public_losses
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         norm = adaptive.value if adaptive else plan.max_grad_norm
-        self._clipper = Clipper(model, engine_for(model), max_grad_norm=norm)
+        self._engine = engine_for(model)
+        self._clipper = Clipper(model, self._engine, max_grad_norm=norm)
         self._optimizer = optimizer
 
     def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.push(self)  # a refusal leaves no hooks behind
+            self._check()
+            stack.pop_all()
         return self
 
     def __exit__(
@@ -118,7 +136,7 @@ class PrivateSteps:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._clipper.close()
+        self._engine.close()
         for parameter in self._parameters.values():
             parameter.grad = None
 
@@ -145,7 +163,7 @@ class PrivateSteps:
             with suppress(torch.OutOfMemoryError):  # past it, the exception holds no tensors
                 part = self._clipper.clip(partial(losses, chunk))
             if part is None:
-                self._halve()
+                self._physical_batch = halved(self._physical_batch)
                 continue
             for name, gradient in part.gradients.items():
                 totals[name] += gradient
@@ -158,6 +176,18 @@ class PrivateSteps:
             self._adaptive.move()
             self._clipper.max_grad_norm = self._adaptive.value
         return loss
+
+    def _check(self) -> None:
+        """Refuse a model that cannot be trained privately; a public function of its weights."""
+        done = False
+        while not done:
+            rows = min(PUBLIC_SAMPLES, self._physical_batch)
+            with suppress(torch.OutOfMemoryError):
+                losses = partial(self._public_losses, rows)
+                check_gradients(self._parameters, self._engine, losses)
+                done = True
+            if not done:
+                self._physical_batch = halved(self._physical_batch)
 
     def _update(self, sums: Tensor) -> None:
         """Take the optimiser's step on clipped sums, float64 [P], once they have their noise."""
@@ -182,9 +212,3 @@ class PrivateSteps:
         parts = torch.split(flat, [p.numel() for p in self._parameters.values()])
         shaped = zip(self._parameters.items(), parts, strict=True)
         return {name: part.view(parameter.shape) for (name, parameter), part in shaped}
-
-    def _halve(self) -> None:
-        if self._physical_batch == 1:
-            raise FederationError("one study does not fit into GPU memory: use a smaller model")
-        self._physical_batch //= 2
-        torch.cuda.empty_cache()

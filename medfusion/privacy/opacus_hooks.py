@@ -4,7 +4,7 @@ They also are what book-keeping is compared with.
 """
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class OpacusHooks:
         # "sum": the loss that we differentiate is a sum over samples, each of its own.
         self._hooks = GradSampleHooks(model, loss_reduction="sum")
 
-    def gradients(self, losses: Callable[[], Tensor], compared: Collection[str]) -> SampleGradients:
+    def gradients(self, losses: Callable[[], Tensor]) -> SampleGradients:
         """Run ``losses`` and differentiate what it returns.
 
         Raises
@@ -45,17 +45,26 @@ class OpacusHooks:
             If a parameter has gradients of other rows than samples.
         """
         try:
-            each = losses()
-            torch.autograd.backward(each.sum())
-            found = {name: self._per_sample(name, len(each)) for name in self._parameters}
-            by_batch = {name: self._parameters[name].grad for name in compared}
-            return SampleGradients(
-                losses=each.detach(),
-                by_sample={name: value for name, value in found.items() if value is not None},
-                by_batch={name: value for name, value in by_batch.items() if value is not None},
-            )
+            return self._differentiate(losses)
         finally:
             self._forget_samples()
+
+    def compared(self, losses: Callable[[], Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the gradients of the samples, and of their sum, by name; raises the same."""
+        try:
+            by_sample = self._differentiate(losses).by_sample
+            by_batch = {name: value.grad for name, value in self._parameters.items()}
+            return by_sample, {n: value for n, value in by_batch.items() if value is not None}
+        finally:
+            self._forget_samples()
+
+    def _differentiate(self, losses: Callable[[], Tensor]) -> SampleGradients:
+        """Return gradients of the samples, and leave those of the batch in ``grad``."""
+        each = losses()
+        torch.autograd.backward(each.sum())
+        found = {name: self._per_sample(name, len(each)) for name in self._parameters}
+        by_sample = {name: value for name, value in found.items() if value is not None}
+        return SampleGradients(losses=each.detach(), by_sample=by_sample)
 
     def close(self) -> None:
         """Take the hooks off."""

@@ -1,8 +1,8 @@
-"""Where a site computes."""
+"""Where a site computes, and how much at once."""
 
 import torch
 
-from medfusion.errors import ConfigError
+from medfusion.errors import ConfigError, FederationError
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,3 +22,17 @@ def choose_device(name: str) -> torch.device:
             "machine; use 'auto' or 'cpu'"
         )
     return device
+
+
+def halved(physical_batch: int) -> int:
+    """Return half of the studies of a pass that ran out of memory, which is set free first.
+
+    Raises
+    ------
+    FederationError
+        If it was one study.
+    """
+    if physical_batch == 1:
+        raise FederationError("one study does not fit into GPU memory: use a smaller model")
+    torch.cuda.empty_cache()
+    return physical_batch // 2

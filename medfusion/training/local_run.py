@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from medfusion.errors import FederationError
 from medfusion.models.contract import FUSED, LABEL_STATES, Model
 from medfusion.models.fusion import drop_modalities, presence
 from medfusion.objectives.multilabel import per_sample_loss
@@ -168,13 +167,6 @@ class LocalRun:
         """Drop every gradient."""
         for parameter in self.trainable:  # a third of the time of Optimizer.zero_grad
             parameter.grad = None
-
-    def halve(self) -> None:
-        """Go on with half the physical batch, after a pass that ran out of memory."""
-        if self.physical_batch == 1:
-            raise FederationError("one study does not fit into GPU memory: use a smaller model")
-        self.physical_batch //= 2
-        torch.cuda.empty_cache()
 
 
 def make_proximal_pull(trainable: list[nn.Parameter], mu: float) -> Callable[[], None]:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from medfusion.privacy import dp_sgd
 from medfusion.privacy.adaptive_norm import AdaptiveNorm, split_noise
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
@@ -23,6 +25,7 @@ from medfusion.training.local_run import (
 from medfusion.training.open_steps import fit_openly
 from medfusion.training.optimizer import make_optimizer
 from medfusion.training.options import TrainingOptions
+from medfusion.training.public_studies import PublicStudies
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def fit(
         Optimiser steps of the round; under a plan, exactly ``plan.steps_per_round``.
     public
         CPU generator of shuffles, augmentation, modality dropout and told labels without
-        privacy.
+        privacy. Under a plan, of the studies on which the model is looked at.
     private
         Gives all that is random under a plan: draws, choice of study, augmentation, modality
         dropout, told labels and noise. What changes a study is among them because draws from
@@ -137,7 +140,7 @@ def fit(
             )
             loss = fit_openly(run, batches, _open_streams(run, public))
         else:
-            loss = _fit_privately(run, plan, private)
+            loss = _fit_privately(run, plan, private, public)
     finally:
         run.clear_gradients()
         model.train(was_training)
@@ -182,10 +185,21 @@ def _before_update(
     return rescale_and_pull
 
 
-def _fit_privately(run: LocalRun, plan: DpPlan, private: Keystream) -> float | None:
-    """Train under a plan; returns the mean loss over those drawn, None if nobody was."""
-    from medfusion.privacy.dp_sgd import PrivateSteps  # Opacus takes a second to import
+def _public_losses(run: LocalRun, generator: torch.Generator, rows: int) -> Tensor:
+    """Return the losses [rows] of studies that are no patient's, changed as training wants it."""
+    studies = PublicStudies(run.studies, rows=rows, generator=generator)
+    # Whoever may be told labels is, so that what reads them is seen at work; nothing is dropped.
+    told = 1.0 if run.masked_labels else 0.0
+    public = replace(run, studies=studies, masked_labels=told, modality_dropout=0.0)
+    index = torch.arange(rows)
+    streams = Streams(changes=generator, modalities=generator, labels=generator)
+    return public.losses(public.inputs(index, streams), *public.targets(index))
 
+
+def _fit_privately(
+    run: LocalRun, plan: DpPlan, private: Keystream, public: torch.Generator
+) -> float | None:
+    """Train under a plan; returns the mean loss over those drawn, None if nobody was."""
     # Streams of their own, so that neither draws nor noise depend on how batches are cut.
     streams = Streams(
         changes=private.torch_generator("augmentation"),
@@ -204,12 +218,13 @@ def _fit_privately(run: LocalRun, plan: DpPlan, private: Keystream) -> float | N
         keystream=private.child("sampling"),
     )
     adaptive = _adaptive_norm(plan, private.child("count of short gradients"))
-    with PrivateSteps(
+    with dp_sgd.PrivateSteps(
         run.model,
         run.optimizer,
         plan,
         keystream=private.child("noise"),
         physical_batch=run.studies_at_once,
+        public_losses=partial(_public_losses, run, public),
         before_update=_before_update(run, plan, adaptive),
         adaptive=adaptive,
     ) as private_steps:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medfusion.objectives.multilabel import mean_loss
+from medfusion.training.device import halved
 from medfusion.training.local_run import LocalRun, Streams
 
 
@@ -53,7 +54,7 @@ def _open_step(
             loss = _backward(run, size, inputs, labels, known)
         if loss is None:
             run.clear_gradients()
-            run.halve()
+            run.physical_batch = halved(run.physical_batch)
     if run.pull is not None:
         run.pull()
     run.optimizer.step()

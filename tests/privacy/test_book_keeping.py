@@ -6,10 +6,13 @@ B samples, C the clipping norm.
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medfusion.errors import FederationError
 from medfusion.models.blocks.standardized import StandardizedConv2d
@@ -48,10 +51,12 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def one_by_one(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def one_by_one(
+    model: nn.Module, x: Tensor, losses: Callable[[nn.Module, Tensor], Tensor] = each_loss
+) -> dict[str, Tensor]:
     wanted, rows = trained(model), []
     for j in range(len(x)):
-        loss = each_loss(model, x[j : j + 1]).sum()
+        loss = losses(model, x[j : j + 1]).sum()
         rows.append(
             torch.autograd.grad(
                 loss, list(wanted.values()), allow_unused=True, materialize_grads=True
@@ -60,8 +65,8 @@ def one_by_one(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return dict(zip(wanted, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
-def found_by_engine(model: nn.Module, x: Tensor, compared: tuple[str, ...] = ()) -> dict:
-    return BookKeeping(model).gradients(lambda: each_loss(model, x), compared).by_sample
+def found_by_engine(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return BookKeeping(model).gradients(lambda: each_loss(model, x)).by_sample
 
 
 def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -135,23 +140,26 @@ def test_a_layer_alone_is_exact(make: Callable[[], nn.Module], x: Tensor) -> Non
     assert_near(found, expected, 1e-5)
 
 
+def each_loss_under_autocast(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+    return torch.tanh(out.float() + 0.1).pow(2).flatten(1).sum(1)
+
+
 @every_layer
-def test_under_autocast_gradients_are_near_and_kept_in_float32(
+def test_under_autocast_gradients_are_as_near_as_those_of_a_plain_backward_pass(
     make: Callable[[], nn.Module], x: Tensor
 ) -> None:
-    exact = seeded(make).double()
     x = x.bfloat16() if x.is_floating_point() else x
-    expected = one_by_one(exact, x.double() if x.is_floating_point() else x)
+    exact = one_by_one(seeded(make).double(), x.double() if x.is_floating_point() else x)
     layer = seeded(make)
-
-    def losses() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            out = layer(x)
-        return torch.tanh(out.float() + 0.1).pow(2).flatten(1).sum(1)
-
-    found = BookKeeping(layer).gradients(losses, ()).by_sample
-    assert {value.dtype for value in found.values()} == {torch.float32}
-    assert_near(found, expected, 0.05)
+    plain = one_by_one(layer, x, each_loss_under_autocast)
+    found = BookKeeping(layer).gradients(lambda: each_loss_under_autocast(layer, x)).by_sample
+    assert found.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert found[name].dtype == torch.float32
+        error, of_plain = (float((each[name] - expected).norm()) for each in (found, plain))
+        assert error <= 1.5 * of_plain, name
 
 
 @pytest.mark.parametrize(
@@ -222,7 +230,7 @@ def test_norms_and_sums_are_those_of_samples_clipped_one_at_a_time(
     torch.testing.assert_close(found.norms.double(), norms, rtol=limit, atol=0.0)
     for name, each in rows.items():
         total = torch.einsum("b,b...->...", factors, each)
-        assert found.gradients[name].dtype == dtype
+        assert found.gradients[name].dtype == torch.float64
         assert float((found.gradients[name] - total).norm()) <= limit * float(total.norm())
     expected = float(each_loss(net, x).detach().sum())
     assert float(found.loss) == pytest.approx(expected, rel=1e-6)
@@ -280,25 +288,19 @@ def test_a_parameter_that_takes_no_part_gets_zeros() -> None:
     assert alone.norms.tolist() == [0.0] * B
 
 
-def test_weights_get_no_gradient_from_autograd_once_compared(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_get_no_gradient_from_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     net = make_net(torch.float32)
-    asked: list[list[int]] = []
+    asked: list[object] = []
     real = torch.autograd.grad
 
     def spy(total: Tensor, inputs: list, **options: bool) -> tuple[Tensor | None, ...]:
-        asked.append([id(each) for each in inputs])
+        asked.extend(inputs)
         return real(total, inputs, **options)
 
     monkeypatch.setattr(torch.autograd, "grad", spy)
-    clipper = Clipper(net, BookKeeping(net), max_grad_norm=CLIP)
-    for _ in range(2):
-        clipper.clip(lambda: each_loss(net, IMAGES.float()))
-    names = {id(value): name for name, value in trained(net).items()}
-    first, second = ({names.get(each) for each in some} - {None} for some in asked)
-    assert first == trained(net).keys()
-    assert second == {"unused.weight", "unused.bias"}
+    clip(net, lambda: each_loss(net, IMAGES.float()))
+    assert len(asked) == 2  # the outputs of the convolution and of the table
+    assert not any(isinstance(each, nn.Parameter) for each in asked)
 
 
 def test_an_input_changed_in_place_is_refused() -> None:
@@ -322,24 +324,6 @@ def test_a_batch_that_is_not_in_front_is_refused() -> None:
 
     with pytest.raises(FederationError, match="5 samples, found 7 rows"):
         clip(table, losses)
-
-
-def test_a_weight_read_outside_its_layer_is_refused() -> None:
-    net, x = make_net(torch.float32), IMAGES.float()
-    conv = net.get_submodule("conv").weight
-
-    def losses() -> Tensor:
-        return torch.tanh(net(x)).sum(1) + conv.sum()
-
-    with pytest.raises(FederationError, match=r"conv\.weight.*do not add up"):
-        clip(net, losses)
-
-
-def test_inputs_that_require_gradients_are_refused() -> None:
-    net = make_net(torch.float32)
-    x = IMAGES.float().requires_grad_()
-    with pytest.raises(FederationError, match="detach"):
-        clip(net, lambda: each_loss(net, 2 * x))
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -381,7 +365,47 @@ def test_a_layer_run_under_no_grad_adds_nothing() -> None:
             net(IMAGES + 1)
         return each_loss(net, IMAGES)
 
-    assert_near(BookKeeping(net).gradients(losses, ()).by_sample, expected, 1e-12)
+    assert_near(BookKeeping(net).gradients(losses).by_sample, expected, 1e-12)
+
+
+class _TypesOfNorms(TorchDispatchMode):
+    """Collects the types of floating-point numbers that kernels of GroupNorm are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[set[torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "group_norm" in str(func):
+            tensors = [each for each in args if isinstance(each, Tensor)]
+            self.found.append({each.dtype for each in tensors if each.is_floating_point()})
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gradient", [torch.bfloat16, torch.float32])
+def test_kernels_of_a_gpu_are_given_one_type(gradient: torch.dtype) -> None:
+    """Under autocast a layer's input is bfloat16, its weights are not, and a GPU takes no mixture.
+
+    The tensors only pretend to be on a GPU.
+    """
+    with FakeTensorMode(), _TypesOfNorms() as kernels:
+        layer = nn.GroupNorm(2, 6, device="cuda")
+        x = torch.zeros(B, 6, 4, 3, device="cuda", dtype=torch.bfloat16)
+        found = layers.group_norm(layer, x, torch.zeros_like(x, dtype=gradient))
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert kernels.found == [{torch.float32}] * 2
+
+
+def test_a_norm_in_one_type_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU computes from bfloat16 inputs, on the CPU."""
+    rule = layers.normalized_in
+    assert rule(torch.bfloat16, "cpu") == torch.bfloat16
+    assert rule(torch.float64, "cuda") == torch.float64
+    monkeypatch.setattr(layers, "normalized_in", lambda dtype, _: rule(dtype, "cuda"))
+    layer, x = seeded(CASES["group_norm"][0]), CASES["group_norm"][1].bfloat16()
+    gradient = values(*x.shape[1:], B).movedim(-1, 0)
+    expected = layers.group_norm(seeded(CASES["group_norm"][0]).double(), x.double(), gradient)
+    assert_near(layers.group_norm(layer, x, gradient.float()), expected, 1e-6)
 
 
 class Scaled(nn.Linear):

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from medfusion.errors import FederationError
 from medfusion.privacy import dp_sgd
+from medfusion.privacy.clipping import Clipper
 from medfusion.privacy.dp_sgd import SUM_SLACK, PrivateSteps
 from medfusion.privacy.gaussian_noise import make_grid, noised
 from medfusion.privacy.keystream import Keystream
@@ -105,6 +106,7 @@ def gradient_of_step(
     plan: DpPlan | None = None,
     physical_batch: int = 32,
     seed: int = 0,
+    public: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """Return [P]: the step's (noised) sum of clipped gradients; weights stay as they are."""
     plan = plan or make_plan()
@@ -120,11 +122,18 @@ def gradient_of_step(
         plan,
         keystream=Keystream(bytes(32), seed),
         physical_batch=physical_batch,
+        public_losses=public or public_losses(net),
         before_update=look,
     ) as steps:
         steps.step(index, losses)
     assert len(found) == 1
     return found[0] * plan.expected_batch
+
+
+def public_losses(net: nn.Module) -> Callable[[int], Tensor]:
+    """The losses of samples that are nobody's, as `PrivateSteps` asks for them."""
+    x, y = make_data(seed=9)
+    return lambda rows: make_losses(net, x, y)(torch.arange(rows))
 
 
 def everybody() -> Tensor:
@@ -229,7 +238,14 @@ def test_sums_over_pieces_keep_what_float32_would_drop() -> None:
     x = torch.tensor([[2.0**25], [1.0], [1.0], [1.0], [1.0]])
     plan = replace(make_plan(clip=1e9), expected_batch=1.0)
     losses = make_losses(net, x, torch.ones(5, 1))
-    found = gradient_of_step(net, losses, torch.arange(5), plan=plan, physical_batch=1)
+    found = gradient_of_step(
+        net,
+        losses,
+        torch.arange(5),
+        plan=plan,
+        physical_batch=1,
+        public=lambda rows: losses(torch.arange(rows)),
+    )
     assert found.tolist() == [2.0**25 + 4]
 
 
@@ -239,7 +255,12 @@ def test_clipping_leaves_nothing_that_a_step_without_noise_could_take() -> None:
     losses = make_losses(net, *make_data())
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     with PrivateSteps(
-        net, optimizer, make_plan(), keystream=Keystream(bytes(32)), physical_batch=4
+        net,
+        optimizer,
+        make_plan(),
+        keystream=Keystream(bytes(32)),
+        physical_batch=4,
+        public_losses=public_losses(net),
     ) as steps:
         steps._clipper.clip(lambda: losses(everybody()))
         optimizer.step()  # finds no gradients
@@ -256,6 +277,7 @@ def test_two_steps_have_different_noise() -> None:
         make_plan(1.0),
         keystream=Keystream(bytes(32)),
         physical_batch=4,
+        public_losses=public_losses(net),
         before_update=lambda: seen.append(net.twice.weight.grad.flatten().clone()),
     ) as steps:
         for _ in range(2):
@@ -271,8 +293,14 @@ def test_empty_batch_is_a_step_of_noise_without_a_forward_pass() -> None:
         raise AssertionError("nothing to compute")
 
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    keystream = Keystream(bytes(32))
-    with PrivateSteps(net, optimizer, plan, keystream=keystream, physical_batch=4) as steps:
+    with PrivateSteps(
+        net,
+        optimizer,
+        plan,
+        keystream=Keystream(bytes(32)),
+        physical_batch=4,
+        public_losses=public_losses(net),
+    ) as steps:
         loss = steps.step(torch.empty(0, dtype=torch.int64), losses)
     assert float(loss) == 0
     for old, new in zip(before, net.parameters(), strict=True):
@@ -382,31 +410,75 @@ class MixesTheBatchIntoRows(Net):
         return self.head(self.twice(h.repeat_interleave(2, 0)))[::2]
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [(ReadsAWeightOutsideItsLayer, "do not add up"), (MixesTheBatchIntoRows, "22 rows")],
-)
-def test_models_whose_samples_cannot_be_told_apart_are_refused(
-    kind: type[Net], message: str
-) -> None:
-    net, (x, y) = kind(), make_data()
-    with pytest.raises(FederationError, match=message):
-        gradient_of_step(net, make_losses(net, x, y), everybody())
-
-
-def test_what_has_no_gradient_at_first_is_looked_at_later() -> None:
-    """Behind a projection that starts at zero, every gradient of the first step is zero."""
-    net, (x, y) = ReadsAWeightOutsideItsLayer(), make_data()
-    losses = make_losses(net, x, y)
-    loudness = 0.0
+def enter(net: nn.Module, public: Callable[[int], Tensor], physical_batch: int = 32) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with PrivateSteps(
-        net, optimizer, make_plan(), keystream=Keystream(bytes(32)), physical_batch=32
-    ) as steps:
-        steps.step(everybody(), lambda index: loudness * losses(index))
-        loudness = 1.0
-        with pytest.raises(FederationError, match="do not add up"):
-            steps.step(everybody(), lambda index: loudness * losses(index))
+        net,
+        optimizer,
+        make_plan(),
+        keystream=Keystream(bytes(32)),
+        physical_batch=physical_batch,
+        public_losses=public,
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(ReadsAWeightOutsideItsLayer, "do not add up"), (MixesTheBatchIntoRows, "4 rows")],
+)
+def test_models_whose_samples_cannot_be_told_apart_are_refused_before_any_step(
+    kind: type[Net], message: str
+) -> None:
+    net = kind()
+    clean = traces(net)
+    with pytest.raises(FederationError, match=message):
+        enter(net, public_losses(net))
+    assert traces(net) == clean
+
+
+def test_what_has_no_gradient_in_one_round_is_looked_at_in_the_next() -> None:
+    """Behind a projection that starts at zero, every gradient of the first round is zero."""
+    net = ReadsAWeightOutsideItsLayer()
+    public = public_losses(net)
+    enter(net, lambda rows: 0.0 * public(rows))
+    with pytest.raises(FederationError, match="do not add up"):
+        enter(net, public)
+
+
+def test_public_samples_that_do_not_fit_are_fewer() -> None:
+    net, asked = make_net(), []
+    public = public_losses(net)
+
+    def losses(rows: int) -> Tensor:
+        asked.append(rows)
+        if rows > 1:
+            raise torch.OutOfMemoryError
+        return public(rows)
+
+    enter(net, losses, physical_batch=8)
+    assert asked == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("net", [make_net(), MixesTheBatchIntoRows()], ids=["sound", "mixing"])
+def test_no_value_of_a_patient_decides_about_a_refusal(net: Net) -> None:
+    """What is refused is refused whatever the record holds, and nothing else is."""
+
+    def outcome(value: float) -> str:
+        x, y = make_data()
+        x[2], y[2] = value, value
+        losses = make_losses(net, x, y)
+        engine = dp_sgd.engine_for(net)
+        try:
+            Clipper(net, engine, max_grad_norm=CLIP).clip(lambda: losses(everybody()))
+        except FederationError as error:
+            return str(error)
+        finally:
+            engine.close()
+        return ""
+
+    values = (0.0, 1.0, 1e-30, 1e30, float("nan"), float("inf"))
+    assert len({outcome(value) for value in values}) == 1
 
 
 def test_use_of_a_layer_that_does_not_reach_the_loss_is_harmless() -> None:
@@ -432,6 +504,11 @@ def test_losses_are_summed_over_the_drawn() -> None:
     expected = losses(everybody()).sum().item()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     with PrivateSteps(
-        net, optimizer, make_plan(), keystream=Keystream(bytes(32)), physical_batch=4
+        net,
+        optimizer,
+        make_plan(),
+        keystream=Keystream(bytes(32)),
+        physical_batch=4,
+        public_losses=public_losses(net),
     ) as steps:
         assert float(steps.step(everybody(), losses)) == pytest.approx(expected, rel=1e-5)

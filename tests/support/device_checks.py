@@ -1,6 +1,5 @@
 """Checks that hold on any device: run on the CPU by the suite, on a GPU by ``tests/gpu``."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from medfusion.models.contract import Model, trainable_state
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
 from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.privacy.dp_sgd import engine_for
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.training.local_run import make_autocast
@@ -137,59 +137,59 @@ def check_cutting_batches(device: torch.device, precision: str, tolerance: float
 
 
 def check_bfloat16_trains(device: torch.device, precision: str = "bfloat16") -> None:
-    """Passes compute in bfloat16, weights stay float32, and the loss falls."""
-    model, types = make_model(), []
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    first.register_forward_hook(lambda _, __, out: types.append(out.dtype))
-    options = TrainingOptions(batch_size=12, learning_rate=3e-3)
-    arguments: dict[str, Any] = {
-        "options": options,
-        "plan": None,
-        "physical_batch": 12,
-        "precision": precision,
-        "device": device,
-    }
-    losses = []
-    for steps in (1, 12, 1):
-        streams = {name: torch.Generator().manual_seed(3) for name in ("public", "private")}
-        losses.append(fit(model, RandomStudies(), steps=steps, **streams, **arguments).loss)
-    assert set(types) == {torch.bfloat16}
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert losses[2] < 0.9 * losses[0]
+    """Passes compute in bfloat16, weights stay float32, and the loss falls; under a plan too."""
+    for private in (False, True):
+        model, types = make_model(), []
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first.register_forward_hook(lambda _, __, out, types=types: types.append(out.dtype))
+        arguments: dict[str, Any] = {
+            "options": TrainingOptions(batch_size=12, learning_rate=3e-3),
+            "physical_batch": 12,
+            "precision": precision,
+            "device": device,
+        }
+        losses = []
+        for steps in (1, 12, 1):
+            plan = make_plan(steps, noise=1e-3, rate=1.0) if private else None
+            streams = {
+                "public": torch.Generator().manual_seed(3),
+                "private": Keystream(bytes(32), steps),
+            }
+            found = fit(model, RandomStudies(), plan=plan, steps=steps, **streams, **arguments)
+            losses.append(found.loss)
+        assert set(types) == {torch.bfloat16}
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert losses[2] < 0.9 * losses[0]
 
 
 def per_sample_gradients(device: torch.device) -> dict[str, Tensor]:
-    """By hooks, as private training takes them."""
-    from opacus.grad_sample.grad_sample_module import GradSampleHooks
-
+    """By the engine of private training."""
     model, studies = make_model().to(device).train(), RandomStudies()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-        hooks = GradSampleHooks(model, loss_reduction="sum")
-        sum_losses(model, studies, torch.arange(12), device).backward()
-    found = {n: p.grad_sample.detach().cpu() for n, p in trainable_state(model).items()}
-    hooks.cleanup()
-    return found
+    engine = engine_for(model)
+    found = engine.gradients(lambda: each_loss(model, studies, torch.arange(12), device)).by_sample
+    engine.close()
+    return {name: value.cpu() for name, value in found.items()}
 
 
-def sum_losses(
+def each_loss(
     model: nn.Module, studies: RandomStudies, index: Tensor, device: torch.device
 ) -> Tensor:
     with make_autocast("float32", device)():
         logits = model(studies.inputs(index, device))
     targets = studies.labels[index].to(device), studies.known[index].to(device)
-    return per_sample_loss(logits, *targets).sum()
+    return per_sample_loss(logits, *targets)
 
 
 def check_per_sample_gradients(device: torch.device) -> None:
-    """Gradients by hooks are those of each study alone on the CPU."""
+    """Gradients by the engine are those of each study alone on the CPU."""
     with exact_arithmetic():
         found = per_sample_gradients(device)
     model, studies = make_model().train(), RandomStudies()
+    assert found.keys() == trainable_state(model).keys()
     largest = max(float(gradient.norm()) for gradient in found.values())
     for study in range(12):
         model.zero_grad(set_to_none=True)
-        sum_losses(model, studies, torch.tensor([study]), CPU).backward()
+        each_loss(model, studies, torch.tensor([study]), CPU).sum().backward()
         for name, parameter in trainable_state(model).items():
             assert parameter.grad is not None, name
             error = (found[name][study] - parameter.grad).norm()

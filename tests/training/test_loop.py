@@ -30,6 +30,7 @@ class Studies:
         self.known = (torch.rand(size, LABELS, generator=generator) < 0.8).float()
         self.labels *= self.known
         self.patients = torch.arange(size) % max(patients, 1)
+        self.column_features = torch.arange(COLUMNS)
 
     def inputs(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
         return {

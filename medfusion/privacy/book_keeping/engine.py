@@ -4,7 +4,8 @@ The graph of autograd stays as it is. It is only asked for the gradients of the 
 outputs, and so forms those of all later outputs on its way, but none of weights.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from medfusion.errors import FederationError
-from medfusion.privacy.book_keeping.layers import Rule, at_least_float32, rule_for
+from medfusion.privacy.book_keeping.layers import Rule, float32_or_wider, rule_for
 from medfusion.privacy.clipping import SampleGradients
 
 
@@ -28,10 +29,8 @@ class BookKeeping:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {
-            id(value): name for name, value in model.named_parameters() if value.requires_grad
-        }
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._names = {id(value): name for name, value in self._parameters.items()}
         self._layers = [layer for layer in model.modules() if _is_trained(layer)]
 
     @staticmethod
@@ -39,42 +38,56 @@ class BookKeeping:
         """Whether there is a rule for every layer with parameters that are trained."""
         return all(rule_for(layer) for layer in model.modules() if _is_trained(layer))
 
-    def gradients(self, losses: Callable[[], Tensor], compared: Collection[str]) -> SampleGradients:
+    def gradients(self, losses: Callable[[], Tensor]) -> SampleGradients:
         """Run ``losses`` and differentiate what it returns.
 
         Raises
         ------
         FederationError
-            If a layer's input has other rows than samples, or was changed in place afterwards,
-            or if something else than the parameters requires a gradient.
+            If a layer's input has other rows than samples, or was changed in place afterwards.
         """
+        with self._noted() as notes:
+            each = losses()
+            notes.samples = len(each)
+            total = each.sum()
+            if notes.first and total.requires_grad:
+                torch.autograd.grad(total, notes.first, allow_unused=True)
+        return SampleGradients(losses=each.detach(), by_sample=notes.gradients)
+
+    def compared(self, losses: Callable[[], Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the gradients of the samples, and of their sum, by name.
+
+        Raises
+        ------
+        FederationError
+            As of `gradients`, and if something else than the parameters requires a gradient.
+        """
+        with self._noted() as notes:
+            each = losses()
+            notes.samples = len(each)
+            total = each.sum()
+            if not total.requires_grad:
+                return {}, {}
+            _refuse_other_leaves(total, self._names)
+            # Any: its annotation takes tensors or edges, but not some of each.
+            inputs: list[Any] = [*notes.first, *self._parameters.values()]
+            found = torch.autograd.grad(total, inputs, allow_unused=True)[len(notes.first) :]
+        pairs = zip(self._parameters, found, strict=True)
+        return notes.gradients, {name: value for name, value in pairs if value is not None}
+
+    @contextmanager
+    def _noted(self) -> Iterator["_Notes"]:
+        """Note what layers do, through hooks that are gone afterwards."""
         notes = _Notes(self._names)
         hooks = [
             layer.register_forward_hook(notes.take, with_kwargs=True) for layer in self._layers
         ]
         try:
-            each = losses()
-            notes.samples = len(each)
-            by_batch = self._differentiate(each, notes, compared)
+            yield notes
         finally:
             for hook in hooks:
                 hook.remove()
             notes.first.clear()  # they hold the graph, whose hooks hold the notes
-        return SampleGradients(losses=each.detach(), by_sample=notes.gradients, by_batch=by_batch)
-
-    def _differentiate(
-        self, each: Tensor, notes: "_Notes", compared: Collection[str]
-    ) -> dict[str, Tensor]:
-        """Go back through the graph; return the batch's gradients by those compared."""
-        total, names = each.sum(), list(compared)
-        # Any: its annotation takes tensors or edges, but not some of each.
-        inputs: list[Any] = [*notes.first, *(self._parameters[name] for name in names)]
-        if not inputs or not total.requires_grad:
-            return {}
-        if names:
-            _refuse_other_leaves(total, self._names)
-        found = torch.autograd.grad(total, inputs, allow_unused=True)[len(notes.first) :]
-        return {name: value for name, value in zip(names, found, strict=True) if value is not None}
 
     def close(self) -> None:
         """Do nothing: a pass leaves nothing behind."""
@@ -125,7 +138,7 @@ class _Notes:
         for own, value in call.rule(layer, x, gradient).items():
             parameter = getattr(layer, own)
             name = self.names[id(parameter)]
-            value = value.to(at_least_float32(value.dtype)).reshape(-1, *parameter.shape)
+            value = value.to(float32_or_wider(value.dtype)).reshape(-1, *parameter.shape)
             if name in self.gradients:
                 self.gradients[name].add_(value)
             else:
