@@ -179,6 +179,27 @@ def test_an_absent_modality_speaks_through_its_missing_token(gone, state):
             table[entry] -= torch.linspace(-1, 1, 32)
 
 
+def test_the_linear_path_adds_what_is_linear_in_each_modality():
+    task, inputs = make_task(), make_inputs(make_task())
+    plain, model = build(), build(linear_path=True)
+    rest = {n: p for n, p in trainable_state(model).items() if not n.startswith("linear.")}
+    with torch.no_grad():
+        for name, value in trainable_state(plain).items():
+            rest.pop(name).copy_(value)
+        assert not rest
+        for name in ("image", "tabular", "text"):
+            model.get_parameter(f"linear.{name}.weight").zero_()
+        torch.testing.assert_close(model(inputs), plain(inputs))
+        for name in ("image", "tabular", "text"):
+            before = model(inputs)
+            model.get_parameter(f"linear.{name}.weight").normal_()
+            assert (model(inputs) - before).abs().max() > 1e-3
+    names = model.feature_rows()
+    assert set(names) == {"tabular.maps.weight", "linear.tabular.weight"}
+    axis, width = names["linear.tabular.weight"]
+    assert model.get_parameter("linear.tabular.weight").shape[axis] == len(task.columns) * width
+
+
 def test_sizes_are_as_promised():
     tiny, small = (
         sum(value.numel() for value in trainable_state(build(size=size)).values())

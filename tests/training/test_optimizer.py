@@ -124,7 +124,8 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
         (net(text=TextOptions(freeze=False)), set(PARTS)),
         (net(gating="token", auxiliary_heads=0.3, head="pooled"), set(PARTS)),
         (net(modalities=("image",), size="small"), {"image", "head"}),
-        (LogisticOptions(), {"head"}),
+        (net(linear_path=True), {*PARTS, "linear"}),
+        (LogisticOptions(), {"linear", "head"}),
     ):
         model = build_model(options, task, seed=0)
         multipliers = {part: 1.0 + place for place, part in enumerate(sorted(parts))}
