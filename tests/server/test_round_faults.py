@@ -25,7 +25,7 @@ def spoil(site, kind, change):
 
 def moved(outcome):
     """How far every parameter went from the start (all go as far)."""
-    (bias,) = (array for name, array in arrays_of(outcome).items() if name.endswith("bias"))
+    (bias,) = (array for name, array in arrays_of(outcome).items() if name == "bias.weight")
     return bias
 
 
