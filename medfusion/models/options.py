@@ -168,6 +168,15 @@ class LogisticOptions(Options):
     def _in_fixed_order(cls, value: tuple[Modality, ...]) -> tuple[Modality, ...]:
         return _ordered(value)
 
+    @model_validator(mode="after")
+    def _features_are_fixed(self) -> Self:
+        if not self.text.freeze:
+            raise ValueError(
+                "text.freeze = false: expected true, since this model learns no features; "
+                "medfusion_net trains an encoder"
+            )
+        return self
+
     @property
     def auxiliary_heads(self) -> float:
         """Zero: a linear model has no heads beside its own."""

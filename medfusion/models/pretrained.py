@@ -210,9 +210,19 @@ def _means_the_same(
     same_columns = list(saved.task.features.items()) == list(task.features.items())
     if part == "tabular":
         return same_columns
-    if part == "linear" and not (same_columns and saved.options.text == options.text):
-        return False
+    if part == "linear":
+        read = {
+            "image": _shape(saved.task) == _shape(task),  # a feature's scale is in pixels
+            "tabular": same_columns,
+            "text": saved.options.text == options.text,
+        }
+        if not read[name.split(".")[1]]:
+            return False
     return saved.module.modalities == modalities
+
+
+def _shape(task: Task) -> tuple[tuple[int, int], int] | None:
+    return (task.image.size, task.image.channels) if task.image else None
 
 
 def _load(path: Path, options: MedFusionNetOptions) -> dict[str, Tensor]:

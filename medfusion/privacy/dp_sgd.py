@@ -14,8 +14,9 @@ empty batch                             no forward pass; a step of noise alone
 logical batch above the physical one    clipped sums add up over chunks, in float64; noise
                                         comes once
 chunk that does not fit on the GPU      the physical batch is halved, that chunk repeated
-layer that mixes or hides samples       refused before the first step, by a look at public
+weight that is used outside its layer   refused before the first step, by a look at public
                                         samples; no refusal depends on a patient's values
+layer that mixes samples                not looked for: the models' contract excludes it
 ======================================  ===================================================
 
 Sums in floating point move by more than C when one patient's record is emptied, because

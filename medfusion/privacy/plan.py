@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
-from medfusion.errors import ConfigError
+from medfusion.errors import ConfigError, DataError
 from medfusion.privacy.accounting import epsilon
 from medfusion.privacy.options import PrivacyOptions
 from medfusion.privacy.plan_calibration import calibrate, other_releases
@@ -66,25 +66,26 @@ class DpPlan:
             raise ValueError("Expected metrics_noise exactly where metrics_releases > 0.")
 
     @classmethod
-    def from_card(cls, recorded: Mapping[str, Any]) -> Self:
-        """Return the plan that a model card holds beside its epsilon.
+    def from_card(cls, recorded: Mapping[str, Any], *, site: str) -> Self:
+        """Return the plan of ``site`` that a model card holds beside its epsilon.
 
         Fields with a default may be missing: cards are older than some of them.
 
         Raises
         ------
-        ValueError
+        DataError
             If a field is missing, unknown, or cannot be what it is.
         """
+        where = f"model.json: privacy.sites.{site}"
         given = {name: value for name, value in recorded.items() if name != "epsilon"}
         required = [field.name for field in fields(cls) if field.default is MISSING]
         missing = [name for name in required if name not in given]
         if missing:
-            raise ValueError(f"missing {', '.join(missing)}")
+            raise DataError(f"{where}: missing {', '.join(missing)}")
         try:
             return cls(**given)
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: {error}") from None
 
     def epsilon(self) -> float:
         """Return the epsilon, at ``delta``, of everything that the plan releases.

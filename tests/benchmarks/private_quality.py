@@ -14,8 +14,9 @@ network
 path
     MedFusionNet with its linear path.
 
-Every arm runs without privacy too, under the settings of `OPEN`; differences to it are paired over
-patients. Interrupted, the same command goes on.
+Every arm runs without privacy too, under the settings of `OPEN`. What is told beside it is the
+difference of the two means, from the same test patients; ``compare.json`` holds the paired
+differences between epsilons. Interrupted, the same command goes on.
 """
 
 import argparse
@@ -69,13 +70,12 @@ def main() -> None:
     common = ("--regimes", "federated", "--seeds", str(a.seeds), *folds)
     for arm in a.arms.split(","):
         private, free = (("--set", f"run.rounds={count}") for count in ROUNDS[arm])
-        model = sets(ALL, *MODELS[arm])
+        model = sets(ALL, *MODELS[arm], *a.option)
         free_out, private_out = out / f"{arm}-open", out / arm
-        options = sets(*a.option)
         medfusion("compare", config, "--out", str(free_out), *common, *model, *sets(*OPEN), *free)
         vary = ("--vary", f"privacy.target_epsilon={a.epsilons}")
-        told = (*model, *sets(*PRIVATE), *private, *options)
-        medfusion("compare", config, "--out", str(private_out), *common, *told, *vary)
+        told = (*model, *sets(*PRIVATE), *private, *vary)
+        medfusion("compare", config, "--out", str(private_out), *common, *told)
         show(arm, read(free_out), read(private_out))
 
 
@@ -109,7 +109,8 @@ def show(name: str, free: dict[str, Any], private: dict[str, Any]) -> None:
     print(f"{name:9} no privacy  {' '.join(cells(without['auroc_macro']))}")
     for arm in private["arms"]:
         epsilon = arm["settings"]["privacy.target_epsilon"]
-        lost = arm["auroc_macro"]["mean"] - base
+        reached = arm["auroc_macro"]["mean"]
+        lost = None if None in (reached, base) else reached - base
         told = " ".join(cells(arm["auroc_macro"]))
         print(f"{name:9} epsilon {epsilon:<3} {told}  minus no privacy {number_text(lost, '+')}")
 

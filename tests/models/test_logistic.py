@@ -3,6 +3,7 @@ import torch
 
 from medfusion.data.encode import MISSING, SELECTED
 from medfusion.data.task import Task
+from medfusion.errors import ConfigError
 from medfusion.models.options import LogisticOptions
 from medfusion.models.registry import build_model
 
@@ -143,3 +144,17 @@ def test_padding_does_not_count() -> None:
     told = [model(inputs | {"text_states": each}).detach() for each in (states, other)]
     torch.testing.assert_close(*told)
     torch.testing.assert_close(told[0], model(inputs).detach())
+
+
+@pytest.mark.parametrize("value", [-1.0, -0.9, 0.0, 0.1234, 0.7, 1.0])
+def test_a_blank_image_says_next_to_nothing(value: float) -> None:
+    """Not what rounding makes of it, brought to full length."""
+    model = build_model(LogisticOptions(modalities=("image",)), multimodal(), seed=0)
+    inputs = {"image": torch.full((1, 1, 32, 32), value), "image_present": torch.tensor([True])}
+    model(inputs)[0, 0].backward()
+    assert float(model.get_parameter("linear.image.weight").grad.norm()) < 0.1
+
+
+def test_its_encoder_is_not_trained() -> None:
+    with pytest.raises(ConfigError, match="freeze"):
+        LogisticOptions.parse({"text": {"freeze": False}}, where="test")

@@ -22,11 +22,11 @@ from medfusion.models.saved import load_model, save_model
 SHORT = (2, 2, 2, 2)  # layers of size 121 here
 
 
-def make_task(*, labels=("icu", "died"), features=("age",), channels: int = 1) -> Task:
+def make_task(*, labels=("icu", "died"), features=("age",), channels=1, pixels=32) -> Task:
     return Task.parse(
         {
             "task": {"name": "init", "kind": "multilabel"},
-            "image": {"size": [32, 32], "channels": channels},
+            "image": {"size": [pixels, pixels], "channels": channels},
             "features": {f: {"kind": "numeric", "low": 0, "high": 1} for f in features},
             "labels": {"names": list(labels)},
         },
@@ -277,6 +277,22 @@ def test_what_stands_for_other_things_starts_afresh(tmp_path):
     assert True not in same(other_columns, first, "tabular.maps")
     assert True not in same(image_only, first, "head.queries")
     assert other_labels.origin.endswith("drawn afresh: head, tabular")
+
+
+def test_the_linear_path_goes_on_where_its_features_are_the_same(tmp_path):
+    options = MedFusionNetOptions(linear_path=True)
+    task = make_task(pixels=64)
+    first = trained(options, task)
+    folder = str(save(tmp_path / "model", first, options, task))
+    choice = {"size": "tiny", "init": folder, "linear_path": True}
+    again = build(task, **choice)
+    larger = build(make_task(pixels=120), **choice)  # as many octaves, of other scales
+    other_columns = build(make_task(pixels=64, features=("dose",)), **choice)
+    assert same(again, first, "linear.") == {True}
+    assert same(larger, first, "linear.image") == {False}
+    assert same(larger, first, "linear.tabular") == {True}
+    assert same(other_columns, first, "linear.image") == {True}
+    assert same(other_columns, first, "linear.tabular") == {False}
 
 
 def test_without_its_description_a_models_file_gives_the_image_part_only(tmp_path):

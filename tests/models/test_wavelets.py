@@ -72,10 +72,13 @@ def test_brightness_contrast_and_phase_say_nothing() -> None:
     torch.testing.assert_close(*inner, atol=0.3, rtol=0)
 
 
-def test_a_blank_image_has_none() -> None:
-    assert torch.equal(
-        Wavelets(1, (SIDE, SIDE))(torch.full((1, 1, SIDE, SIDE), 0.7))[:, :16], torch.zeros(1, 16)
-    )
+@pytest.mark.parametrize("size", [(64, 64), (32, 48)])
+def test_of_an_image_of_half_the_size_the_coarser_octaves_stay(size: tuple[int, int]) -> None:
+    wavelets, image = Wavelets(1, size), torch.randn(2, 1, *size)
+    whole, halved = wavelets(image), wavelets(torch.nn.functional.avg_pool2d(image, 2))
+    assert torch.equal(halved[:, 16:112], torch.zeros(2, 96))
+    torch.testing.assert_close(halved[:, :16], whole[:, :16])
+    torch.testing.assert_close(halved[:, 112:], whole[:, 112:])
 
 
 def test_nothing_in_it_is_learned_or_saved() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from medfusion.errors import ConfigError
+from medfusion.errors import ConfigError, DataError
 from medfusion.privacy.options import PrivacyOptions, Shares
 from medfusion.privacy.plan import DpPlan, make_plan
 from medfusion.privacy.plan_calibration import MAX_NOISE_MULTIPLIER
@@ -132,14 +132,16 @@ def test_plan_refuses_fields_that_contradict_one_another() -> None:
 def test_a_plan_comes_back_from_the_card_that_recorded_it() -> None:
     plan = plan_with(PrivacyOptions(unit_norm=True, clip_quantile=0.5))
     card = dataclasses.asdict(plan) | {"epsilon": plan.epsilon()}
-    assert DpPlan.from_card(card) == plan
+    assert DpPlan.from_card(card, site="north") == plan
     without = {name: card[name] for name in card if name not in ("unit_norm", "clip_quantile")}
-    older = DpPlan.from_card(without)
+    older = DpPlan.from_card(without, site="north")
     assert older == dataclasses.replace(plan, unit_norm=False, clip_quantile=None)
-    with pytest.raises(ValueError, match=r"^missing delta, rounds$"):
-        DpPlan.from_card({name: card[name] for name in card if name not in ("delta", "rounds")})
-    with pytest.raises(ValueError, match="unheard"):
-        DpPlan.from_card(card | {"unheard": 1})
+    with pytest.raises(DataError, match=r"sites\.north: missing delta, rounds$"):
+        DpPlan.from_card(
+            {name: card[name] for name in card if name not in ("delta", "rounds")}, site="north"
+        )
+    with pytest.raises(DataError, match="unheard"):
+        DpPlan.from_card(card | {"unheard": 1}, site="north")
 
 
 def test_shares_must_sum_to_one() -> None:

@@ -60,7 +60,7 @@ def budgets(run: Run) -> list[Budget]:
 
 
 def _budget(run: Run, name: str, card: Mapping[str, Any]) -> Budget:
-    plan = DpPlan.from_card(card)
+    plan = DpPlan.from_card(card, site=name)
     costs = PlanCosts.of(plan)
     reserved: float = card["epsilon"]
 

@@ -24,7 +24,7 @@ from medfusion.models.spec import FeatureAxis, InputSpec
 # Length of an image's and a note's features: about that of a dozen columns, so that no modality
 # takes the whole of a gradient, which privacy clips to one length.
 _LENGTH = 6.0
-_SMALLEST_SQUARE = 1e-12
+_SMALLEST_SQUARE = 1e-4  # far below that of real features, far above the rounding of a blank image
 
 
 class LinearPath(nn.Module):

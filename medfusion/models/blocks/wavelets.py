@@ -26,7 +26,7 @@ _WAVELENGTH = 3.5  # pixels of the octave's own image: the finest that 7 x 7 pix
 _SIDE = 7
 _SMALLEST = 16  # pixels; smaller images have no octave of their own
 _GRID = 4
-_FLOOR = 1e-5  # of a variance: a blank image has features of zero
+_FLOOR = 1e-5  # of a variance: a blank image has next to no features
 
 
 class Wavelets(nn.Module):
@@ -47,25 +47,31 @@ class Wavelets(nn.Module):
         super().__init__()
         self._channels = channels
         self._octaves = _octaves(image_size)
+        self._breadth = image_size[1]
+        self._of_octave = channels * _ORIENTATIONS * _GRID**2
         self.bank: Tensor
         self.register_buffer("bank", _bank().repeat(channels, 1, 1, 1), persistent=False)
 
     @property
     def count(self) -> int:
         """F."""
-        return self._channels * _GRID**2 * (1 + self._octaves * _ORIENTATIONS)
+        return self._channels * _GRID**2 + self._octaves * self._of_octave
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Return the features of images [B, C, H, W]."""
+        """Return the features of images [B, C, H, W], or of images of half that size.
+
+        Those lack the finest octave, whose features are zero; the others stay what they are.
+        """
         with torch.no_grad(), torch.autocast(image_BCHW.device.type, enabled=False):
             x_BCHW = image_BCHW.to(self.bank.dtype)
-            found = [_standardised(functional.adaptive_avg_pool2d(x_BCHW, _GRID))]
-            for octave in range(self._octaves):
-                if octave:
+            found = [_standardised(_cells(x_BCHW))]
+            halved = x_BCHW.shape[-1] < self._breadth
+            if halved:
+                found.append(x_BCHW.new_zeros(len(x_BCHW), self._of_octave))
+            for octave in range(int(halved), self._octaves):
+                if octave > int(halved):
                     x_BCHW = functional.avg_pool2d(x_BCHW, 2)
-                found.append(
-                    _standardised(functional.adaptive_avg_pool2d(self._moduli(x_BCHW), _GRID))
-                )
+                found.append(_standardised(_cells(self._moduli(x_BCHW))))
             return torch.cat(found, dim=1)
 
     def _moduli(self, x_BCHW: Tensor) -> Tensor:
@@ -74,6 +80,11 @@ class Wavelets(nn.Module):
         padded = functional.pad(x_BCHW, [margin] * 4, mode="reflect")  # no edge at the border
         waves = functional.conv2d(padded, self.bank, groups=self._channels)
         return torch.hypot(waves[:, ::2], waves[:, 1::2])  # of the even and the odd one
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Average maps [B, M, H, W] over the cells of the grid, [B, M, G, G]."""
+    return functional.adaptive_avg_pool2d(maps, _GRID)
 
 
 def _standardised(maps: Tensor) -> Tensor:

@@ -61,17 +61,11 @@ def read_claims(card: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Cla
         claimed = (summary["sites"].get(name) or {}).get("epsilon")
         if not isinstance(claimed, float | int) or not claimed > 0:
             raise DataError(f"summary.json: sites.{name}.epsilon: expected a positive number")
-        sites.setdefault((_plan(name, recorded), float(claimed)), []).append(name)
+        plan = DpPlan.from_card(recorded, site=name)
+        sites.setdefault((plan, float(claimed)), []).append(name)
     if not sites:
         raise DataError("model.json: privacy.sites: expected the plan of at least one site")
     return [
         Claim(sites=tuple(names), plan=plan, epsilon=epsilon, accounted=plan.epsilon())
         for (plan, epsilon), names in sites.items()
     ]
-
-
-def _plan(name: str, recorded: Mapping[str, Any]) -> DpPlan:
-    try:
-        return DpPlan.from_card(recorded)
-    except ValueError as error:
-        raise DataError(f"model.json: privacy.sites.{name}: {error}") from None
