@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _RUNS = Path("runs")
 _DEMO_PATIENTS = 3000  # per hospital
-_DEMO = (  # what trains in two minutes on two cores: few steps, large batches
+_DEMO = (  # what trains in two to five minutes on two cores: few steps, large batches
     "run.name=demo",
     "run.rounds=8",
     "training.steps=8",
