@@ -5,10 +5,9 @@ Shapes: B batch, P states of a note, S their width, L labels.
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from medfusion.models.blocks.learned import scaled_embedding
+from medfusion.models.blocks.learned import scaled_embedding, with_bias
 from medfusion.models.blocks.linear_path import LinearPath
 from medfusion.models.contract import Model
 from medfusion.models.options import LogisticOptions
@@ -35,10 +34,7 @@ class Logistic(Model):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, L]."""
         states_BPS = self.text_encoder.states_of(inputs) if "text" in self.modalities else None
-        linear_BL: Tensor = self.linear(inputs, states_BPS)
-        ids = torch.arange(linear_BL.shape[1], device=linear_BL.device)
-        bias_BL: Tensor = self.bias(ids.expand(linear_BL.shape)).squeeze(-1)
-        return linear_BL + bias_BL
+        return with_bias(self.linear(inputs, states_BPS), self.bias)
 
     def label_biases(self) -> list[nn.Parameter]:
         """Name the one bias, [L, 1]."""

@@ -42,10 +42,14 @@ def scaled_embedding(count: int, width: int, scale: float) -> nn.Embedding:
 
 def label_logits(labels_BLD: Tensor, readout: LearnedTokens, bias: nn.Embedding) -> Tensor:
     """Return the logits [B, L]: one linear read-out per label, ``readout`` and ``bias``."""
-    ids = torch.arange(labels_BLD.shape[1], device=labels_BLD.device)
-    bias_BL = bias(ids.expand(labels_BLD.shape[0], -1)).squeeze(-1)
-    logits_BL: Tensor = (labels_BLD * readout(labels_BLD)).sum(dim=-1) + bias_BL
-    return logits_BL
+    return with_bias((labels_BLD * readout(labels_BLD)).sum(dim=-1), bias)
+
+
+def with_bias(logits_BL: Tensor, bias: nn.Embedding) -> Tensor:
+    """Return logits [B, L] with a constant for each label, from a table [L, 1]."""
+    ids = torch.arange(logits_BL.shape[1], device=logits_BL.device)
+    bias_BL: Tensor = bias(ids.expand(logits_BL.shape)).squeeze(-1)
+    return logits_BL + bias_BL
 
 
 class Places(nn.Module):

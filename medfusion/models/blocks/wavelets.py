@@ -109,9 +109,7 @@ def _bank() -> Tensor:
     for orientation in range(_ORIENTATIONS):
         angle = torch.tensor(pi * orientation / _ORIENTATIONS, dtype=torch.float64)
         along = 2 * pi / _WAVELENGTH * (x * angle.cos() + y * angle.sin())
-        cosine = (
-            along.cos() - (envelope * along.cos()).sum() / envelope.sum()
-        )  # blind to brightness
-        for wave in (envelope * cosine, envelope * along.sin()):
+        brightness = (envelope * along.cos()).sum() / envelope.sum()
+        for wave in (envelope * (along.cos() - brightness), envelope * along.sin()):
             waves.append(wave / wave.norm())
     return torch.stack(waves).unsqueeze(1).float()
