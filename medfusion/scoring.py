@@ -23,7 +23,12 @@ from medfusion.data.thresholds import (
 )
 from medfusion.errors import DataError
 from medfusion.evaluation.metrics import check_logits
-from medfusion.models.registry import build_tokenizer, frozen_note_encoder, modalities_of
+from medfusion.models.registry import (
+    build_tokenizer,
+    fixed_image_features,
+    frozen_note_encoder,
+    modalities_of,
+)
 from medfusion.models.saved import SavedModel
 from medfusion.prediction import predict_logits
 from medfusion.training.device import choose_device
@@ -80,6 +85,7 @@ def score_part(saved: SavedModel, site: SiteData, part: int, *, cache: Path) -> 
         tokenizer=build_tokenizer(saved.options, site.task),
         note_encoder=frozen_note_encoder(model),
         note_cache=cache,
+        image_features=fixed_image_features(model),
     )
     batch = site.config.compute.physical_batch
     logits = predict_logits(model, tensors, device, batch=batch)

@@ -28,6 +28,7 @@ from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.registry import (
     build_model,
     build_tokenizer,
+    fixed_image_features,
     frozen_note_encoder,
     modalities_of,
 )
@@ -222,6 +223,7 @@ class Trainer:
                     tokenizer=self._tokenizer,
                     note_encoder=frozen_note_encoder(self._model),
                     note_cache=self._folder,
+                    image_features=fixed_image_features(self._model),
                 )
                 for studies in (self._train_studies, self._test_studies)
             )

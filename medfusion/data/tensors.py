@@ -24,6 +24,10 @@ from medfusion.data.thresholds import Selection
 
 Inputs = dict[str, Tensor]
 Tokenizer = Callable[[Sequence[str | None]], NDArray[np.int64]]
+ImageFeatures = Callable[[Tensor], Tensor]
+"""From images [B, C, H, W] to float32 [B, F], both on the CPU; nothing in it is trained."""
+
+_CHUNK = 64  # images at a time
 
 
 class StudyTensors:
@@ -74,12 +78,14 @@ class StudyTensors:
         tokenizer: Tokenizer | None = None,
         note_encoder: NoteEncoder | None = None,
         note_cache: Path | None = None,
+        image_features: ImageFeatures | None = None,
     ) -> Self:
         """Encode, tokenise and decode what ``modalities`` asks for, once.
 
         ``image`` needs a cache, ``text`` a tokenizer; with a ``note_encoder``, which must be
         frozen, a batch brings its states of the notes beside the tokens. States that took long
-        are kept in the folder ``note_cache``.
+        are kept in the folder ``note_cache``. With ``image_features`` a batch brings those
+        beside the images.
         """
         resident: Inputs = {}
         images = image_rows = notes = None
@@ -99,7 +105,7 @@ class StudyTensors:
                 notes = NoteStates.cached(tokens, note_encoder, note_cache)
         _, codes = np.unique(studies.patient_ids, return_inverse=True)
         labels = torch.from_numpy(studies.labels.astype(np.float32))
-        return cls(
+        tensors = cls(
             labels=torch.nan_to_num(labels, nan=0.0),
             known=(~torch.isnan(labels)).float(),
             patients=torch.from_numpy(codes.astype(np.int64)),
@@ -109,6 +115,14 @@ class StudyTensors:
             images=images,
             image_rows=image_rows,
         )
+        if image_features is not None and image_rows is not None:
+            tensors._precompute(image_features)
+        return tensors
+
+    def _precompute(self, image_features: ImageFeatures) -> None:
+        chunks = torch.split(torch.arange(len(self)), _CHUNK)
+        images = (self._image_inputs(chunk, "cpu")["image"] for chunk in chunks)
+        self._resident["image_features"] = torch.cat([image_features(x) for x in images])
 
     @cached_property
     def notes_sha256(self) -> str:
@@ -126,9 +140,9 @@ class StudyTensors:
         """Return the model's inputs of the studies ``index`` (int64 [B], on the CPU).
 
         Keys, for the modalities asked for: ``image`` float32 [B, C, H, W] in [-1, 1], 0 where
-        missing; ``image_present`` bool [B]; ``tabular`` float32 [B, K, 3 + L]; ``tokens`` int64
-        [B, T], 0 = padding; with a note encoder, ``text_states`` float32 [B, T, S] (pooled:
-        [B, 1, S]).
+        missing; ``image_present`` bool [B]; ``image_features`` float32 [B, F] if they were asked
+        for; ``tabular`` float32 [B, K, 3 + L]; ``tokens`` int64 [B, T], 0 = padding; with a
+        note encoder, ``text_states`` float32 [B, T, S] (pooled: [B, 1, S]).
         """
         inputs = {
             name: whole.index_select(0, index).to(device) for name, whole in self._resident.items()

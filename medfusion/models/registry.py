@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medfusion.data.note_states import NoteEncoder
+    from medfusion.data.tensors import ImageFeatures
     from medfusion.models.contract import Model
 
     Tokenizer = Callable[[Sequence[str | None]], NDArray[np.int64]]
@@ -107,6 +108,12 @@ def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":
     from medfusion.models.blocks.text_encoder import tokenizer
 
     return tokenizer(options.text, input_spec(task).max_tokens)
+
+
+def fixed_image_features(model: "Model") -> "ImageFeatures | None":
+    """Return what computes the image's fixed features that the model reads; None without."""
+    wavelets = getattr(getattr(model, "linear", None), "wavelets", None)
+    return None if wavelets is None else wavelets.in_advance
 
 
 def frozen_note_encoder(model: "Model") -> "NoteEncoder | None":

@@ -61,6 +61,7 @@ def augment(
     if "image" in inputs:
         image = _change_image(inputs["image"], 2.0 * of_image - 1.0)
         changed["image"] = image.masked_fill(~inputs["image_present"][:, None, None, None], 0.0)
+        changed.pop("image_features", None)  # of the image as it was
     if "tabular" in inputs:
         drawn = of_features[:, column_features.to(draws.device)] < HIDDEN
         changed["tabular"] = _hide_features(inputs["tabular"], drawn)

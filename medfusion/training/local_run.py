@@ -109,6 +109,7 @@ class LocalRun:
             inputs = augment(inputs, self.studies.column_features, streams.changes)
         if self.small_images and "image" in inputs:
             inputs = {**inputs, "image": functional.avg_pool2d(inputs["image"], 2)}
+            inputs.pop("image_features", None)  # of the image at full size
         if self.modality_dropout:
             inputs = drop_modalities(inputs, self.modality_dropout, streams.modalities)
         if self.masked_labels:

@@ -66,7 +66,9 @@ class LinearPath(nn.Module):
         """Return [B, L]; ``states_BPS`` are the states of the notes, if text is read."""
         found = []
         if "image" in self._modalities:
-            waves = self.wavelets(inputs["image"])
+            waves = inputs.get("image_features")
+            if waves is None:  # not computed in advance, or the image was changed since
+                waves = self.wavelets(inputs["image"])
             found.append(self.image(_flagged(waves, inputs["image_present"])))
         if "tabular" in self._modalities:
             found.append(self.tabular(_read_columns(inputs["tabular"])))

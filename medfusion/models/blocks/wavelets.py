@@ -74,6 +74,11 @@ class Wavelets(nn.Module):
                 found.append(_standardised(_cells(self._moduli(x_BCHW))))
             return torch.cat(found, dim=1)
 
+    def in_advance(self, image_BCHW: Tensor) -> Tensor:
+        """Return the features of images on the CPU, on the CPU."""
+        features: Tensor = self(image_BCHW.to(self.bank.device))
+        return features.cpu()
+
     def _moduli(self, x_BCHW: Tensor) -> Tensor:
         """Return the wavelets' moduli [B, C O, H, W]."""
         margin = _SIDE // 2
