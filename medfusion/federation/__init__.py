@@ -1,0 +1,1 @@
+"""What coordinator and hospitals hold of one another: kits, keys and signatures."""
