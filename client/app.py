@@ -16,7 +16,6 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 Handler = Callable[[str, RecordDict], RecordDict]
 
-_CONNECT_SECONDS = 60.0
 _UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
@@ -38,18 +37,23 @@ def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
 
 
 def over_socket(context: Context) -> Handler:
-    """Return a handler that calls the Node behind the Unix socket of this SuperNode.
+    """Return a handler that calls the Node behind the Unix socket of this SuperNode."""
+    return node_at(str(context.node_config["node-socket"]))
 
-    A Node that is not there within a minute, or ends during the call, is an error: the
-    coordinator is told and decides, rather than waiting for an old request to be served.
+
+def node_at(socket: str, *, patience: float = 60.0) -> Handler:
+    """Return a handler that calls the Node behind a Unix socket.
+
+    A Node that is not there within ``patience`` seconds, or ends during the call, is a
+    `ConnectionError`: the coordinator is told and decides, rather than waiting for an old
+    request to be served.
     """
-    socket = str(context.node_config["node-socket"])
 
     def call(kind: str, content: RecordDict) -> RecordDict:
         request = recorddict_to_proto(content).SerializeToString()
         with grpc.insecure_channel(f"unix:{socket}", options=_UNLIMITED) as channel:
             try:
-                grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
+                grpc.channel_ready_future(channel).result(timeout=patience)
                 answer: bytes = channel.unary_unary(f"/medfusion.Node/{kind}")(request)
             except grpc.FutureTimeoutError:
                 raise ConnectionError("no Node listens at this site's socket") from None

@@ -37,6 +37,7 @@ from client.node.state import NodeState
 from client.node.state_lock import alone
 from medfusion.data.site_data import load_site_data, require_positives
 from medfusion.errors import MedFusionError, UsageError
+from medfusion.logs import log_to_stderr
 from medfusion.privacy.ledger_witness import default_witnesses
 from medfusion.transport.requests import read_error
 
@@ -213,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
     parser.add_argument("--group", help="OS group that may connect, besides this user")
     options = parser.parse_args(arguments)
-    _log_to_stderr()
+    log_to_stderr()
     try:
         finished = run(options.site, options.socket.absolute(), group=options.group)
     except MedFusionError as error:
@@ -225,17 +226,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.shutdown()
         os._exit(1)
     return 0
-
-
-def _log_to_stderr() -> None:
-    """Log with times in UTC."""
-    formatter = logging.Formatter(
-        "%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
-    )
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,201 @@
+"""Claims messages, has the Node answer them, sends the replies; goes on where it was killed."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import grpc
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import Handler
+from client.link.fleet import Fleet, LostMessageError, RunOverError
+from client.link.spool import Spool
+from medfusion.atomic_files import write_json
+
+log = logging.getLogger("medfusion.link")
+
+# Between two looks for messages: a tenth of the time since the last one, within these seconds.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+_FIRST_RETRY, _LAST_RETRY = 1.0, 15.0  # seconds between two tries to reach the coordinator
+_BEAT_SECONDS = 10.0
+_TRIES = 5  # times that a message is put to a Node that dies of it
+
+
+class Link:
+    """One site's link.
+
+    Parameters
+    ----------
+    answer
+        Puts a request to the Node; raises `ConnectionError` if there is no answer.
+    status
+        File that tells how the link is.
+    """
+
+    def __init__(self, fleet: Fleet, spool: Spool, answer: Handler, *, status: Path) -> None:
+        self._fleet = fleet
+        self._spool = spool
+        self._answer = answer
+        self._status = status
+        self._ended = threading.Event()
+        self._connected = False
+        self._contact: float | None = None
+        self._messages = 0
+        self._tries = 0
+
+    def run(self) -> None:
+        """Serve until `end` is called."""
+        beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        beating.start()
+        retry = _FIRST_RETRY
+        while not self._ended.is_set():
+            try:
+                self._fleet.join(self._spool.node_id)
+                self._spool.node_id = self._fleet.node_id
+                self._joined()
+                retry = _FIRST_RETRY
+                self._serve()
+            except grpc.RpcError as error:
+                self._lost(error)
+                self._ended.wait(retry)
+                retry = min(2 * retry, _LAST_RETRY)
+        if self._connected and not self.busy:
+            self._leave()
+
+    def end(self) -> None:
+        """Let `run` return; a message under way stays in the spool."""
+        self._ended.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message waits for its answer, or its answer to be sent."""
+        return self._spool.message is not None or self._spool.reply is not None
+
+    def _serve(self) -> None:
+        last = time.monotonic()
+        while not self._ended.is_set():
+            if self._step():
+                last = time.monotonic()
+                continue
+            idle = time.monotonic() - last
+            self._ended.wait(min(max(idle / 10, _SHORTEST_PAUSE), _LONGEST_PAUSE))
+
+    def _step(self) -> bool:
+        """Bring the message one step further, or look for one; return whether there was any."""
+        spool, fleet = self._spool, self._fleet
+        try:
+            if reply := spool.reply:
+                fleet.send(reply)
+                spool.clear()
+                self._messages += 1
+            elif message := spool.message:
+                spool.keep_reply(self._reply_to(message))
+            elif claimed := spool.claimed:
+                message = self._whole(claimed)
+                if message is not None:
+                    spool.keep_message(message)
+                    fleet.confirm(message)
+            elif claimed := fleet.next_message():
+                spool.keep_claim(claimed)
+            else:
+                self._contact = time.time()
+                return False
+        except RunOverError:
+            log.info("the run has ended; its message is dropped")
+            spool.clear()
+        self._contact = time.time()
+        return True
+
+    def _whole(self, claimed: PullMessagesResponse) -> Message | None:
+        """Return a claimed message with its content, or None: then an error is the reply."""
+        try:
+            return self._fleet.content_of(claimed)
+        except LostMessageError as error:
+            head = message_from_proto(claimed.messages_list[0])
+            self._spool.keep_reply(self._error(head, str(error)))
+            return None
+
+    def _reply_to(self, message: Message) -> Message:
+        kind = message.metadata.message_type.removeprefix("query.")
+        self._tries += 1
+        try:
+            content = self._answer(kind, message.content)
+        except ConnectionError as error:
+            log.warning("%r: %s (try %d of %d)", kind, error, self._tries, _TRIES)
+            if self._tries < _TRIES and not self._ended.is_set():
+                return self._reply_to(message)
+            self._tries = 0
+            return self._error(message, str(error))
+        self._tries = 0
+        self._identify(message)
+        return Message(content, reply_to=message)
+
+    def _error(self, message: Message, reason: str) -> Message:
+        self._identify(message)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+    def _identify(self, message: Message) -> None:
+        """Say whose messages these are: Flower keeps it for the whole process."""
+        TaskIdentity.run_id = message.metadata.run_id
+        TaskIdentity.node_id = message.metadata.dst_node_id
+        TaskIdentity.task_id = 0
+
+    def _joined(self) -> None:
+        if not self._connected:
+            log.info("connected to the coordinator as node %d", self._fleet.node_id)
+        self._connected, self._contact = True, time.time()
+        self._tell()
+
+    def _lost(self, error: grpc.RpcError) -> None:
+        if self._connected or self._contact is None:
+            log.warning("no connection: %s", _in_words(error))
+        self._connected = False
+        self._contact = self._contact or 0.0
+        self._tell()
+
+    def _leave(self) -> None:
+        try:
+            self._fleet.leave()
+        except grpc.RpcError:
+            log.info("left without telling the coordinator, which is out of reach")
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_SECONDS):
+            if self._fleet.node_id:
+                try:
+                    if self._fleet.beat():
+                        self._contact = time.time()
+                except grpc.RpcError:
+                    pass  # the loop finds out, and says so
+            self._tell()
+
+    def _tell(self) -> None:
+        state = {
+            "schema": 1,
+            "connected": self._connected,
+            "last_contact": self._contact or None,
+            "messages": self._messages,
+            "busy": self.busy,
+        }
+        write_json(self._status, state, durable=False)
+
+
+_TOLD: dict[grpc.StatusCode, str] = {
+    grpc.StatusCode.UNAVAILABLE: "the coordinator is out of reach",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the coordinator does not answer in time",
+    grpc.StatusCode.UNAUTHENTICATED: (
+        "the coordinator does not take this node's signature: its key was not admitted or was "
+        "revoked, or a clock is wrong"
+    ),
+}
+
+
+def _in_words(error: grpc.RpcError) -> str:
+    code: grpc.StatusCode = error.code()
+    told = _TOLD.get(code, "the coordinator refuses this node: its key may not be admitted (yet)")
+    return f"{told} ({code.name}: {error.details()})"
