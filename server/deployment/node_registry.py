@@ -1,0 +1,87 @@
+"""Lets in the nodes that the kit's ``nodes.json`` admits, and shuts out all others."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from medfusion.federation.kit import ServerKit
+from medfusion.federation.nodes import NodeList
+
+from medfusion.atomic_files import write_atomically, write_json
+from server.deployment.flower import Flower
+
+log = logging.getLogger("medfusion.server")
+
+
+class NodeRegistry:
+    """Keeps Flower's list of nodes equal to the kit's.
+
+    Flower tells no names or keys of the nodes that it knows, so what was registered is kept in a
+    file: site, node id and key.
+
+    Parameters
+    ----------
+    folder
+        Where that file is; written to.
+    """
+
+    def __init__(self, kit: ServerKit, flower: Flower, folder: Path) -> None:
+        self._kit = kit
+        self._flower = flower
+        self._file = folder / "registered.json"
+        self._key_file = folder / "node.pub"
+
+    @property
+    def registered(self) -> dict[str, int]:
+        """Flower's number of each node that may take part now, by site."""
+        return {site: int(entry["node_id"]) for site, entry in self._read().items()}
+
+    def bring_up_to_date(self) -> None:
+        """Shut out what is revoked, expired or has another key now; then let in what is new.
+
+        Raises
+        ------
+        ConfigError
+            If ``nodes.json`` is missing or damaged; nothing changes.
+        FederationError
+            If the server does not answer; what was done so far is kept.
+        """
+        now = datetime.now(UTC)
+        nodes = NodeList.read(self._kit.nodes).nodes
+        admitted = {
+            site: node.public_key for site, node in nodes.items() if node.may_take_part(now)
+        }
+        kept = self._read()
+        for site, entry in list(kept.items()):
+            if admitted.get(site) != entry["public_key"]:
+                self._flower.unregister(int(entry["node_id"]))
+                del kept[site]
+                self._write(kept)
+                log.info("site %s: shut out", site)
+        new = admitted.keys() - kept.keys()
+        if new:
+            self._forget_strays(kept)
+        for site in sorted(new):
+            write_atomically(self._key_file, f"{admitted[site]}\n", durable=False)
+            node_id = self._flower.register(self._key_file, site)
+            kept[site] = {"node_id": node_id, "public_key": admitted[site]}
+            self._write(kept)
+            log.info("site %s: let in as node %d", site, node_id)
+
+    def _forget_strays(self, kept: dict[str, dict[str, object]]) -> None:
+        """Shut out nodes that a call which was killed had let in without noting them."""
+        known = {entry["node_id"] for entry in kept.values()}
+        for node_id in self._flower.nodes().keys() - known:
+            self._flower.unregister(node_id)
+
+    def _read(self) -> dict[str, dict[str, object]]:
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))["sites"]
+        except FileNotFoundError:
+            return {}
+        assert isinstance(found, dict)
+        return found
+
+    def _write(self, sites: dict[str, dict[str, object]]) -> None:
+        write_json(self._file, {"schema": 1, "sites": sites}, durable=True)

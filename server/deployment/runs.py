@@ -1,0 +1,191 @@
+"""The runs of a coordinator: a folder for each, under the kit's ``runs``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medfusion.federation.kit import ServerKit
+from medfusion.federation.run_content import run_content
+
+from medfusion.atomic_files import make_folder, write_atomically, write_json
+from medfusion.config import RunConfig, config_text, load_config
+from medfusion.data.task import Task
+from medfusion.errors import ConfigError, FederationError, UsageError, did_you_mean
+from medfusion.federation.signatures import SigningKey
+from server.deployment.flower import Flower
+from server.run_state import run_settings
+
+RUNS = "runs"
+_RECORD = "run.json"
+_ALIVE = ("pending", "starting", "running")
+# What Flower says of an app that raised; all else that fails was killed, or lost its machine.
+_RAISED = "ServerApp failed with exception"
+_MOST_CRASHES = 3  # in a row without a new round
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How a run is: ``status`` is running, finished, failed, stopped or crashed; why, if failed."""
+
+    name: str
+    status: str
+    round: int
+    rounds: int
+    why: str = ""
+
+
+class Runs:
+    """Submits, resumes and stops runs.
+
+    Parameters
+    ----------
+    kit
+        The server's.
+    """
+
+    def __init__(self, kit: ServerKit, flower: Flower) -> None:
+        self._kit = kit
+        self._flower = flower
+        self._folder = kit.folder / RUNS
+
+    def folder(self, name: str) -> Path:
+        """Return the run folder of a run.
+
+        Raises
+        ------
+        UsageError
+            If there is no such run.
+        """
+        if name not in self.names():
+            raise UsageError(f"no run {name!r} in {self._folder}{did_you_mean(name, self.names())}")
+        return self._folder / name
+
+    def names(self) -> list[str]:
+        """Return the runs' names, sorted."""
+        return sorted(path.parent.name for path in self._folder.glob(f"*/{_RECORD}"))
+
+    def submit(self, config: RunConfig) -> str:
+        """Sign a run's settings and start it; return its name.
+
+        Raises
+        ------
+        ConfigError
+            If the run is for another task than the kit.
+        FederationError
+            If the server does not take it.
+        """
+        self._check_task(config)
+        number = 1
+        while (self._folder / f"{config.run.name}-{number}").exists():
+            number += 1
+        folder = self._folder / f"{config.run.name}-{number}"
+        make_folder(folder)
+        write_atomically(folder / "config.toml", config_text(config), durable=True)
+        self._start(folder, {"schema": 1, "flower_runs": [], "stopped": False, "crashes": {}})
+        return folder.name
+
+    def resume(self, name: str) -> None:
+        """Let a run go on after its last finished round.
+
+        Raises
+        ------
+        UsageError
+            If it is finished or runs.
+        """
+        folder = self.folder(name)
+        state = self.state(name, self._flower.runs())
+        if state.status in ("running", "finished"):
+            raise UsageError(f"run {name!r} is {state.status}: there is nothing to resume")
+        self._start(folder, self._record(folder) | {"stopped": False, "crashes": {}})
+
+    def stop(self, name: str) -> None:
+        """End a run; what it has reached stays, and it can be resumed.
+
+        Raises
+        ------
+        UsageError
+            If it does not run.
+        """
+        folder = self.folder(name)
+        state = self.state(name, self._flower.runs())
+        if state.status not in ("running", "crashed"):
+            raise UsageError(f"run {name!r} is {state.status}: there is nothing to stop")
+        record = self._record(folder)
+        write_json(folder / _RECORD, record | {"stopped": True}, durable=True)
+        if state.status == "running":
+            self._flower.stop_run(record["flower_runs"][-1])
+
+    def state(self, name: str, told: dict[int, dict[str, Any]]) -> RunState:
+        """Return how a run is; ``told`` is what Flower says of all of them."""
+        folder = self.folder(name)
+        record = self._record(folder)
+        rounds = load_config(folder / "config.toml").run.rounds
+        done = _rounds_done(folder)
+        if (folder / "summary.json").exists():
+            return RunState(name, "finished", rounds, rounds)
+        if record["stopped"]:
+            return RunState(name, "stopped", done, rounds)
+        run = told.get(record["flower_runs"][-1], {}) if record["flower_runs"] else {}
+        why = " ".join(str(run.get("status-details", "")).split())
+        if run.get("status") in _ALIVE:
+            return RunState(name, "running", done, rounds)
+        if why.startswith(_RAISED):
+            why = why.removeprefix(_RAISED).strip(": ")
+            return RunState(name, "failed", done, rounds, why)
+        if record["crashes"].get(str(done), 0) >= _MOST_CRASHES:
+            why = f"the coordinator's app was lost {_MOST_CRASHES} times in this round ({why})"
+            return RunState(name, "failed", done, rounds, why)
+        return RunState(name, "crashed", done, rounds, why or "the server does not know of it")
+
+    def resume_crashed(self) -> list[str]:
+        """Let runs go on whose app was killed or lost its machine; return their names."""
+        if not self.names():
+            return []
+        told = self._flower.runs()
+        found = []
+        for name in self.names():
+            state = self.state(name, told)
+            if state.status == "crashed":
+                record = self._record(self.folder(name))
+                crashes = record["crashes"]
+                crashes = {str(state.round): crashes.get(str(state.round), 0) + 1}
+                self._start(self.folder(name), record | {"crashes": crashes})
+                found.append(name)
+        return found
+
+    def _start(self, folder: Path, record: dict[str, Any]) -> None:
+        config = load_config(folder / "config.toml")
+        settings = run_settings(config, Task.load(config.run.task))
+        key = SigningKey.read(self._kit.signing_key_file)
+        signature = key.sign("run", run_content(self._kit.federation, settings))
+        write_json(folder / _RECORD, record, durable=True)
+        number = self._flower.start_run(
+            config=(folder / "config.toml").resolve(), out=folder.resolve(), signature=signature
+        )
+        record = record | {"flower_runs": [*record["flower_runs"], number]}
+        write_json(folder / _RECORD, record, durable=True)
+
+    def _check_task(self, config: RunConfig) -> None:
+        found = Task.load(config.run.task).sha256
+        if found != self._kit.task_sha256:
+            raise ConfigError(
+                f"{config.run.task}: the hospitals' kits hold another task (hash "
+                f"{self._kit.task_sha256[:12]}, this one has {found[:12]}); submit a run for "
+                f"{self._kit.task}, or provision the federation for this one"
+            )
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        try:
+            found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        except ValueError:
+            raise FederationError(f"{folder / _RECORD}: damaged; submit the run again") from None
+        assert isinstance(found, dict)
+        return found
+
+
+def _rounds_done(folder: Path) -> int:
+    try:
+        return len((folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines())
+    except FileNotFoundError:
+        return 0
