@@ -1,0 +1,29 @@
+"""One user of a folder at a time."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medfusion.errors import MedFusionError
+
+
+@contextmanager
+def held_alone(folder: Path, otherwise: MedFusionError) -> Iterator[None]:
+    """Hold a folder; the operating system lets go if the process dies.
+
+    Raises
+    ------
+    MedFusionError
+        ``otherwise``, if another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise otherwise from None
+    else:
+        yield
+    finally:
+        os.close(descriptor)
