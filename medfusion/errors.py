@@ -7,6 +7,8 @@
     │   └── ConfigError       exit code 2   a TOML file or --set holds something we refuse
     ├── DataError             exit code 1   a hospital's files are not what the task says
     └── FederationError       exit code 1   a run cannot go on
+        ├── WaitingError      exit code 1   a site's people have not approved the run yet
+        ├── AuditLogError     exit code 1   a site's audit log cannot be used
         └── LedgerError       exit code 1   a site's privacy ledger cannot be used
 
 A message says what was expected, what was found, where (file, row, column) and how to mend
@@ -39,6 +41,14 @@ class DataError(MedFusionError):
 
 class FederationError(MedFusionError):
     """A run cannot start or go on: quorum, differing tasks, a model that diverged."""
+
+
+class WaitingError(FederationError):
+    """A site has a run that its people have not approved yet; asking again later may do."""
+
+
+class AuditLogError(FederationError):
+    """A site's audit log is edited, cut short or cannot be written."""
 
 
 class LedgerError(FederationError):

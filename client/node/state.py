@@ -1,21 +1,24 @@
 """The state folder: the one place that a Node writes to."""
 
+import json
 import re
 import secrets
 from pathlib import Path
 
-from medfusion.atomic_files import create_secret, make_folder
-from medfusion.errors import FederationError
+from medfusion.atomic_files import create_secret, make_folder, write_json
+from medfusion.errors import ConfigError, FederationError
+from medfusion.federation.authority import Authority
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.ledger_file import LEDGER
 
 _SECRET = "secret"  # noqa: S105 -- a file name
 _SECRET_BYTES = 32
+_COORDINATOR = "coordinator.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class NodeState:
-    """A site's state folder: its secret, ledger and image cache, the models delivered to it.
+    """A site's state folder: secret, coordinator, ledger, runs, audit log, cache, models.
 
     A new folder is closed to other OS users.
     """
@@ -23,6 +26,11 @@ class NodeState:
     def __init__(self, folder: Path) -> None:
         make_folder(folder, mode=0o700)
         self._folder = folder
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself."""
+        return self._folder
 
     @property
     def cache(self) -> Path:
@@ -37,11 +45,45 @@ class NodeState:
         FederationError
             If the id, which comes from the coordinator, is not a plain name.
         """
-        if not _RUN_ID.fullmatch(run_id):
+        return self._folder / "models" / _checked(run_id)
+
+    @property
+    def runs(self) -> Path:
+        """Folder of what is known and decided of each run."""
+        return self._folder / "runs"
+
+    def run_file(self, run_id: str) -> Path:
+        """File of what is known and decided of ``run_id``; raises as `model_folder`."""
+        return self.runs / f"{_checked(run_id)}.json"
+
+    def pin(self, authority: Authority) -> None:
+        """Bind the site to its coordinator for good, or make sure that it is the same one.
+
+        Raises
+        ------
+        FederationError
+            If the site serves another coordinator or federation, or the file is damaged.
+        """
+        path = self._folder / _COORDINATOR
+        if not path.exists():
+            write_json(path, {"schema": 1, **authority.model_dump()}, durable=True)
+            return
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept.pop("schema")
+            pinned = Authority.parse(kept, where=str(path))
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
             raise FederationError(
-                "run_id: expected a name of at most 200 letters, digits, '.', '_' and '-'"
+                f"{path}: expected the coordinator of this site, found a damaged file; restore it "
+                "from a backup"
+            ) from None
+        if pinned != authority:
+            raise FederationError(
+                f"{path}: this site serves federation {pinned.federation!r} with the signing key "
+                f"{pinned.fingerprint[:16]}, the kit names {authority.federation!r} with "
+                f"{authority.fingerprint[:16]}; expected the same ones. To change coordinators on "
+                "purpose, confirm the new fingerprint by another channel, then remove the file"
             )
-        return self._folder / "models" / run_id
 
     def ledger(self, site: str, *, witnesses: Path) -> Ledger:
         """Open the ledger of ``site``; it is begun where there never was one.
@@ -73,3 +115,12 @@ class NodeState:
                 "from a backup, or remove it to have a new one made"
             )
         return value
+
+
+def _checked(run_id: str) -> str:
+    """Return a run's id if it is a plain name."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise FederationError(
+            "run_id: expected a name of at most 200 letters, digits, '.', '_' and '-'"
+        )
+    return run_id

@@ -91,14 +91,15 @@ class PolicyOptions(Options):
 
     ``min_patients`` is the smallest number of patients about whom anything may leave.
     ``allow_without_privacy`` lets a coordinator run without differential privacy, which hands
-    out exact counts and updates; a simulation may do so in any case.
+    out exact counts and updates; a simulation may do so in any case. With ``approve`` "ask" a run
+    waits until somebody at the hospital approves it.
     """
 
     max_epsilon: float = Field(default=8.0, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     min_patients: int = Field(default=10, ge=1)
     allow_without_privacy: bool = False
-    approve: Literal["always"] = "always"
+    approve: Literal["always", "ask"] = "always"
 
 
 class ComputeOptions(Options):

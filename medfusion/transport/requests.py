@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from medfusion.data.selection_options import SelectionOptions
-from medfusion.errors import ConfigError, DataError, FederationError, MedFusionError
+from medfusion.errors import (
+    ConfigError,
+    DataError,
+    FederationError,
+    MedFusionError,
+    WaitingError,
+)
+from medfusion.federation.authority import content_to_sign
+from medfusion.federation.versions import check_coordinator, own_version
 from medfusion.models.options import ModelOptions
 from medfusion.options import Options
 from medfusion.privacy.ledger_receipt import Receipt
@@ -70,10 +78,13 @@ class Request(Options):
     """A request without its arrays; ``selection`` and ``card`` are plain JSON data.
 
     ``frozen_sha256`` is the digest of the weights that do not travel: every side must hold the
-    same ones.
+    same ones. ``signature`` is the coordinator's, of `run_content`; ``version`` that of its
+    MedFusion.
     """
 
+    version: str = Field(default_factory=own_version)
     settings: RunSettings | None = None
+    signature: str | None = None
     frozen_sha256: str | None = None
     selection: dict[str, Any] | None = None
     card: dict[str, Any] | None = None
@@ -91,25 +102,43 @@ class SiteDescription(Options):
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it reached the Node."""
+    """A request as it reached the Node; ``signed`` are its settings as they travelled."""
 
     request: Request
     round: int
     proximal_mu: float
     arrays: ArrayRecord | None
     receipt: Receipt | None = None
+    signed: dict[str, Any] | None = None
 
     @classmethod
     def parse(cls, content: RecordDict) -> Self:
-        """Read a message's content; raises `ConfigError` on anything unknown."""
+        """Read a message's content.
+
+        Raises
+        ------
+        FederationError
+            If the coordinator's version does not go with this one.
+        ConfigError
+            On anything unknown.
+        """
         config = content.config_records[CONFIG]
+        data = json.loads(str(config[REQUEST_KEY]))
+        # First: a newer coordinator may send what would be refused for other reasons.
+        check_coordinator(data.get("version"), own=own_version())
         return cls(
-            request=Request.parse(json.loads(str(config[REQUEST_KEY])), where="request"),
+            request=Request.parse(data, where="request"),
             round=int(str(config.get(ROUND_KEY, 0))),
             proximal_mu=float(str(config.get(MU_KEY, 0.0))),
             arrays=content.array_records.get(ARRAYS),
             receipt=read_receipt(content),
+            signed=data.get("settings"),
         )
+
+
+def run_content(federation: str, settings: RunSettings) -> bytes:
+    """Return what the coordinator of a federation signs, for the purpose "run", to start a run."""
+    return content_to_sign(federation, settings.model_dump(mode="json"))
 
 
 def request_config(request: Request) -> ConfigRecord:
@@ -164,7 +193,9 @@ def read_receipt(content: RecordDict) -> Receipt | None:
 
 
 _ERRORS: dict[str, type[MedFusionError]] = {
-    error.__name__: error for error in (ConfigError, DataError, FederationError)
+    # The first one that fits names an error: the special before the general.
+    error.__name__: error
+    for error in (ConfigError, DataError, WaitingError, FederationError)
 }
 
 

@@ -5,10 +5,9 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
+from medfusion.atomic_files import write_atomically, write_json
 from medfusion.federation.kit import ServerKit
 from medfusion.federation.nodes import NodeList
-
-from medfusion.atomic_files import write_atomically, write_json
 from server.deployment.flower import Flower
 
 log = logging.getLogger("medfusion.server")

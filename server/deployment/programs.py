@@ -4,7 +4,6 @@ import ipaddress
 from pathlib import Path
 
 from medfusion.federation.kit import ServerKit
-
 from medfusion.supervision.supervisor import Program
 from server.deployment.flower import Flower, program
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medfusion.federation.kit import ServerKit
-from medfusion.federation.run_content import run_content
-
 from medfusion.atomic_files import make_folder, write_atomically, write_json
 from medfusion.config import RunConfig, config_text, load_config
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, FederationError, UsageError, did_you_mean
+from medfusion.federation.kit import ServerKit
 from medfusion.federation.signatures import SigningKey
+from medfusion.transport.requests import run_content
 from server.deployment.flower import Flower
 from server.run_state import run_settings
 
