@@ -2,7 +2,7 @@
 
 ::
 
-    python -P -m client.node.service SITE_FOLDER --socket PATH [--group NAME]
+    python -P -m client.node.service SITE_FOLDER --kit KIT --socket PATH [--group NAME]
 
 ``-P`` keeps the current folder off the import path: the Node must run from the installed
 package, never from a bundle that the coordinator sent. The socket belongs to the Node's OS user

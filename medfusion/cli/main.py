@@ -5,7 +5,19 @@ import sys
 
 import typer
 
-from medfusion.cli import audit, cohort, compare, evaluate, privacy, simulate, site
+from medfusion.cli import (
+    audit,
+    cohort,
+    compare,
+    evaluate,
+    poc,
+    privacy,
+    runs,
+    server,
+    simulate,
+    site,
+    site_start,
+)
 from medfusion.errors import MedFusionError
 
 for _name in (
@@ -29,7 +41,14 @@ _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
+_cli.command("submit")(runs.submit)
+_cli.command("status")(runs.status)
+_cli.command("stop")(runs.stop)
+_cli.command("resume")(runs.resume)
+_cli.command("poc")(poc.poc)
+site.app.command("start")(site_start.start)
 _cli.add_typer(site.app, name="site")
+_cli.add_typer(server.app, name="server")
 _cli.add_typer(cohort.app, name="cohort")
 
 

@@ -66,7 +66,7 @@ def simulate(
             use_site_state=use_site_state,
             backend=backend,
         )
-    _show(folder)
+    show(folder)
 
 
 def _demo_cohort(out: Path | None) -> Path:
@@ -117,7 +117,7 @@ def _claim(folder: Path, config: "RunConfig") -> Path:
     return path
 
 
-def _show(folder: Path) -> None:
+def show(folder: Path) -> None:
     """Print the results as a table."""
     from rich.console import Console
     from rich.table import Table

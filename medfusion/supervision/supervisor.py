@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,12 +40,15 @@ class Program:
         Variables beside those of this process.
     user
         OS user that it runs as, with that user's groups; None: this one.
+    log
+        File that its output goes to; None: that of this process.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
+    log: Path | None = None
 
 
 class Supervisor:
@@ -158,17 +161,20 @@ class _Slot:
         program = self.program
         uid, gid, groups = _identity(program.user)
         try:
-            self._process = subprocess.Popen(
-                program.command,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **program.environment},
-                cwd=folder,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-                user=uid,
-                group=gid,
-                extra_groups=groups,
-            )
+            with program.log.open("ab") if program.log else nullcontext() as output:
+                self._process = subprocess.Popen(
+                    program.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, **program.environment},
+                    cwd=folder,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                    user=uid,
+                    group=gid,
+                    extra_groups=groups,
+                )
         except OSError as error:
             told = f"{program.command[0]}: cannot be started ({error.strerror})"
             if not self.restarts:

@@ -4,6 +4,7 @@ import json
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from medfusion.atomic_files import write_atomically, write_json
 from medfusion.federation.kit import ServerKit
@@ -68,13 +69,13 @@ class NodeRegistry:
             self._write(kept)
             log.info("site %s: let in as node %d", site, node_id)
 
-    def _forget_strays(self, kept: dict[str, dict[str, object]]) -> None:
+    def _forget_strays(self, kept: dict[str, dict[str, Any]]) -> None:
         """Shut out nodes that a call which was killed had let in without noting them."""
         known = {entry["node_id"] for entry in kept.values()}
         for node_id in self._flower.nodes().keys() - known:
             self._flower.unregister(node_id)
 
-    def _read(self) -> dict[str, dict[str, object]]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))["sites"]
         except FileNotFoundError:
@@ -82,5 +83,5 @@ class NodeRegistry:
         assert isinstance(found, dict)
         return found
 
-    def _write(self, sites: dict[str, dict[str, object]]) -> None:
+    def _write(self, sites: dict[str, dict[str, Any]]) -> None:
         write_json(self._file, {"schema": 1, "sites": sites}, durable=True)

@@ -1,0 +1,5 @@
+"""``python -m medfusion``: the command line."""
+
+from medfusion.cli.main import app
+
+app()

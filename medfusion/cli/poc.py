@@ -1,0 +1,197 @@
+"""``medfusion poc``: a whole deployment on one machine, from kits to the report."""
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from medfusion.config import RunConfig
+    from medfusion.federation.kit import ServerKit
+    from medfusion.supervision.supervisor import Program
+    from server.deployment.runs import RunState
+
+_HOSPITALS, _PATIENTS = 3, 600
+_DEFAULTS = (  # what runs in a minute or two on two cores
+    "run.name=poc",
+    "run.rounds=4",
+    "training.steps=8",
+    "training.batch_size=128",
+    "training.optimizer=sgd",
+    "training.momentum=0.9",
+    "training.learning_rate=1.5",
+    "model.name=logistic",
+    'model.modalities=["image","tabular","text"]',
+    f"server.min_sites={_HOSPITALS}",
+)
+_CONNECT_SECONDS = 120.0
+_LOOK_SECONDS = 1.0
+
+
+def poc(
+    out: Annotated[Path, typer.Argument(help="Folder for all of it; must not hold anything yet.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="config.toml whose simulation.sites take part, with their own state and ledgers; "
+            "none: three synthetic hospitals."
+        ),
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+) -> None:
+    """Provision, start a server and hospitals, train over TLS, report, and end everything."""
+    from medfusion.config import load_config
+    from medfusion.errors import UsageError
+
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out}: holds something already; choose another folder")
+    overrides = override or []
+    if config is None:
+        config, overrides = _cohort(out.resolve()), [*_DEFAULTS, *overrides]
+    loaded = load_config(config.resolve(), overrides)
+    sites = _site_folders(loaded)
+    kit = _provision(out.resolve(), loaded, list(sites))
+    programs = [_program("server", "server", "start", str(kit.folder))]
+    for name, folder in sites.items():
+        site_kit = str(out.resolve() / "kits" / "sites" / name)
+        programs.append(_program(name, "site", "start", site_kit, "--site", str(folder)))
+    with _running(programs, kit.folder, out / "logs"):
+        state = _run(kit, loaded, len(sites))
+    _finish(state, kit, out)
+
+
+def _cohort(out: Path) -> Path:
+    from medfusion.data.cohorts.synthetic import write_cohort
+
+    typer.echo(f"writing {_HOSPITALS} synthetic hospitals to {out / 'cohort'}")
+    write_cohort(out / "cohort", sites=_HOSPITALS, patients=_PATIENTS, seed=0)
+    return out / "cohort" / "config.toml"
+
+
+def _site_folders(config: "RunConfig") -> dict[str, Path]:
+    from medfusion.cli.compose import load_sites
+
+    typer.echo("reading the hospitals' data")
+    return {site.name: site.folder for site in load_sites(config)}
+
+
+def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerKit":
+    """Make kits for everybody, join as each hospital, and admit them."""
+    import shutil
+
+    from server.provision import provision
+
+    from medfusion.federation.join import join
+    from medfusion.federation.kit import ServerKit, SiteKit
+
+    fleet, control = _free_ports()
+    out.mkdir(parents=True, exist_ok=True)
+    listed = "\n".join(f"[sites.{name}]" for name in sites)
+    description = out / "federation.toml"
+    description.write_text(
+        f'[federation]\nname = "{config.run.name}"\naddress = "localhost:{fleet}"\n'
+        f'task = "{config.run.task}"\ncontrol_port = {control}\n{listed}\n',
+        encoding="utf-8",
+    )
+    kits = out / "kits"
+    provision(description, kits)
+    for name in sites:
+        request = join(SiteKit.read(kits / "sites" / name))
+        shutil.copy(request, kits / "requests")
+    provision(description, kits)
+    typer.echo(f"kits for the server and {len(sites)} hospitals: {kits}")
+    return ServerKit.read(kits / "server")
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
+
+
+def _program(name: str, *arguments: str) -> "Program":
+    from medfusion.supervision.supervisor import Program
+
+    return Program(name=name, command=(sys.executable, "-P", "-m", "medfusion", *arguments))
+
+
+@contextmanager
+def _running(programs: "Sequence[Program]", folder: Path, logs: Path) -> Iterator[None]:
+    """Keep programs running, their output in a file each; leave none behind."""
+    from dataclasses import replace
+
+    from medfusion.supervision.supervisor import Supervisor
+
+    logs.mkdir()
+    supervisor = Supervisor(
+        [replace(program, log=(logs / f"{program.name}.log").resolve()) for program in programs],
+        folder=folder,
+    )
+    ended = threading.Event()
+    thread = threading.Thread(target=supervisor.run, args=(ended,))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _run(kit: "ServerKit", config: "RunConfig", hospitals: int) -> "RunState":
+    """Wait for the hospitals, submit the run, and wait for its end."""
+    from rich.console import Console
+
+    from server.deployment.runs import Runs
+    from server.deployment.serve import flower_of
+    from server.deployment.status import status_of
+
+    console = Console(stderr=True)
+    flower = flower_of(kit)
+    runs = Runs(kit, flower)
+
+    def online() -> bool:
+        return sum(s["status"] == "online" for s in status_of(kit)["sites"]) == hospitals
+
+    with console.status("waiting for the hospitals to connect"):
+        _await(online, "not all hospitals connected", _CONNECT_SECONDS)
+    name = runs.submit(config)
+    with console.status("") as shown:
+        while (state := runs.state(name, flower.runs())).status in ("running", "crashed"):
+            shown.update(f"run {name}: round {state.round} of {state.rounds}")
+            time.sleep(_LOOK_SECONDS)
+    return state
+
+
+def _await(ready: Callable[[], bool], otherwise: str, seconds: float) -> None:
+    from medfusion.errors import FederationError
+
+    deadline = time.monotonic() + seconds
+    told = ""
+    while time.monotonic() < deadline:
+        try:
+            if ready():
+                return
+        except FederationError as error:  # the server starts
+            told = f": {error}"
+        time.sleep(_LOOK_SECONDS)
+    raise FederationError(f"{otherwise} within {seconds:.0f} s{told}; see the logs")
+
+
+def _finish(state: "RunState", kit: "ServerKit", out: Path) -> None:
+    from medfusion.cli.simulate import show
+    from medfusion.errors import FederationError
+
+    folder = kit.folder / "runs" / state.name
+    if state.status != "finished":
+        raise FederationError(f"run {state.name} {state.status}: {state.why}; logs: {out / 'logs'}")
+    (out / "run").symlink_to(folder.relative_to(out.resolve()))
+    show(out / "run")
