@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from medfusion.cli import audit, cohort, compare, evaluate, privacy, simulate, site
+from medfusion.cli import audit, cohort, compare, evaluate, privacy, provision, simulate, site
 from medfusion.errors import MedFusionError
 
 for _name in (
@@ -29,6 +29,7 @@ _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
+_cli.command("provision")(provision.provision)
 _cli.add_typer(site.app, name="site")
 _cli.add_typer(cohort.app, name="cohort")
 
