@@ -12,6 +12,7 @@ from medfusion.cli import (
     evaluate,
     poc,
     privacy,
+    provision,
     runs,
     server,
     simulate,
@@ -41,6 +42,7 @@ _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
+_cli.command("provision")(provision.provision)
 _cli.command("submit")(runs.submit)
 _cli.command("status")(runs.status)
 _cli.command("stop")(runs.stop)

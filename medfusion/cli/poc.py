@@ -87,10 +87,10 @@ def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerK
     """Make kits for everybody, join as each hospital, and admit them."""
     import shutil
 
-    from server.provision import provision
+    from server.provision.provision import provision
 
     from medfusion.federation.join import join
-    from medfusion.federation.kit import ServerKit, SiteKit
+    from medfusion.federation.kit import ServerKit
 
     fleet, control = _free_ports()
     out.mkdir(parents=True, exist_ok=True)
@@ -104,8 +104,7 @@ def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerK
     kits = out / "kits"
     provision(description, kits)
     for name in sites:
-        request = join(SiteKit.read(kits / "sites" / name))
-        shutil.copy(request, kits / "requests")
+        shutil.copy(join(kits / "sites" / name).request, kits / "requests")
     provision(description, kits)
     typer.echo(f"kits for the server and {len(sites)} hospitals: {kits}")
     return ServerKit.read(kits / "server")

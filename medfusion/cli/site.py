@@ -11,14 +11,16 @@ import typer
 if TYPE_CHECKING:
     from medfusion.data.check import SiteReport
 
-app = typer.Typer(help="Prepare and check a hospital's site folder.", no_args_is_help=True)
+app = typer.Typer(
+    help="Prepare and check a hospital's site folder; join a federation.", no_args_is_help=True
+)
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 @app.callback()
 def group() -> None:
-    """Prepare and check a hospital's site folder."""
+    """Prepare and check a hospital's site folder; join a federation."""
 
 
 @app.command()
@@ -52,6 +54,30 @@ def init(
     open_points = draft_site(site, table=table, task_path=task)
     typer.echo(f"Wrote {site / 'site.toml'}; {open_points} lines marked TODO need your eyes.")
     typer.echo(f"Then: medfusion site check {site}")
+
+
+@app.command()
+def join(
+    kit: Annotated[Path, typer.Argument(help="The kit that the coordinator sent.")],
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The kit's fingerprint as the coordinator tells it.")
+    ] = None,
+) -> None:
+    """Make this hospital's key in its kit, and the request to be admitted."""
+    from medfusion.federation.join import join as join_federation
+
+    joined = join_federation(kit, fingerprint=fingerprint)
+    for line in (
+        f"site {joined.kit.site} of federation {joined.kit.federation} at {joined.kit.address}",
+        f"kit:  {joined.kit.fingerprint}",
+        f"key:  {joined.key_fingerprint}",
+        "",
+        f"1. Send {joined.request} to the coordinator. It holds no secret.",
+        "2. Call the coordinator on a number that you know and compare both fingerprints.",
+        f"3. Once you are admitted: medfusion site start {kit} --site SITE",
+        f"{joined.kit.node_key} is private: it never leaves this machine.",
+    ):
+        typer.echo(line)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from typing import Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from medfusion.atomic_files import write_atomically
-from medfusion.federation.documents import Name, document_text, read_document
+from medfusion.federation.documents import Name, read_document
 from medfusion.federation.node_key import PublicNodeKey
 from medfusion.options import FileSchema, Options
 
@@ -49,7 +48,3 @@ class NodeList(Options):
             If the file is missing or damaged.
         """
         return read_document(cls, path)
-
-    def write(self, path: Path) -> None:
-        """Write the list over the one that is there, durably."""
-        write_atomically(path, document_text(self), durable=True)
