@@ -1,7 +1,8 @@
 """The coordinator's Flower app: the very one that simulation and deployment run.
 
-Two settings tell it what to do, ``config`` (a resolved ``config.toml``) and ``out`` (the run
-folder); both are paths on the coordinator's own machine.
+Settings tell it what to do: ``config`` (a resolved ``config.toml``) and ``out`` (the run folder),
+paths on the coordinator's own machine, and ``signature``, the coordinator's, of the run's
+`run_content`. The key that signs is not needed here.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     config = load_config(Path(str(context.run_config["config"])))
     folder = Path(str(context.run_config["out"]))
     simulated = bool(context.run_config.get("simulated", False))
+    signature = str(context.run_config.get("signature", "")) or None
     task = Task.load(config.run.task)
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
     settings = run_settings(config, task)
@@ -49,7 +51,9 @@ def main(grid: Grid, context: Context) -> None:
                 plans[name] = plan
                 for warning in plan.warnings:
                     progress.warn(f"site {name}: {warning}")
-        run = RunContext(grid, config, task, roster, plans, receipts, folder, simulated)
+        run = RunContext(
+            grid, config, task, roster, plans, receipts, folder, simulated, signature
+        )
         files = local_files_sha256(config.model, task)
         fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)

@@ -8,11 +8,19 @@ from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from medfusion.errors import ConfigError, DataError, FederationError, MedFusionError
+from medfusion.errors import (
+    ConfigError,
+    DataError,
+    FederationError,
+    MedFusionError,
+    WaitingError,
+)
 from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
 
 # Between two looks for replies: a fiftieth of the time waited so far, within these seconds.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
+
+_ASK_AGAIN_SECONDS = 5.0  # until a site is asked again whose people have not approved the run
 
 _GONE = (
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -52,15 +60,33 @@ class Replies:
             )
         raise FederationError(f"expected at least {quorum} sites, found {len(self.good)}")
 
+    @property
+    def waiting(self) -> list[str]:
+        """Names of the failed sites that wait for their people to approve the run."""
+        return [name for name, error in self.failed.items() if isinstance(error, WaitingError)]
+
     def sites(self) -> dict[str, dict[str, object]]:
-        """Status and seconds per site, for ``rounds.jsonl``."""
+        """Status (ok, waiting, failed) and seconds per site, for ``rounds.jsonl``."""
+        status = dict.fromkeys(self.good, "ok") | dict.fromkeys(self.waiting, "waiting")
         return {
             name: {
-                "status": "ok" if name in self.good else "failed",
+                "status": status.get(name, "failed"),
                 "seconds": round(self.seconds[name], 4),
             }
             for name in sorted(self.seconds)
         }
+
+    def followed_by(self, later: "Replies") -> "Replies":
+        """Return what is known once some sites, asked again, answered ``later``."""
+        good = self.good | later.good
+        failed = {name: e for name, e in (self.failed | later.failed).items() if name not in good}
+        return Replies(
+            good={name: good[name] for name in sorted(good)},
+            failed={name: failed[name] for name in sorted(failed)},
+            seconds=self.seconds | later.seconds,
+            bytes_down=self.bytes_down + later.bytes_down,
+            bytes_up=self.bytes_up + later.bytes_up,
+        )
 
 
 OnReply = Callable[[str, float, MedFusionError | None], None]
@@ -133,6 +159,48 @@ def exchange(
     replies.good = {name: good[name] for name in sorted(good)}
     replies.failed = {name: replies.failed[name] for name in sorted(replies.failed)}
     return replies
+
+
+def exchange_with_quorum(
+    grid: Grid,
+    messages: Sequence[Message],
+    names: Mapping[int, str],
+    *,
+    quorum: int,
+    timeout: float,
+    check: Check = lambda name, reply: None,
+    on_reply: OnReply = lambda name, seconds, error: None,
+) -> Replies:
+    """Exchange messages; while the quorum hangs on sites that wait for approval, ask them again.
+
+    They are asked again for at most ``timeout`` seconds, as long as they can make up the quorum;
+    one that is approved meanwhile has the whole ``timeout`` to answer. With the quorum there, who
+    waits sits this exchange out. Other parameters are those of `exchange`.
+    """
+    end = time.monotonic() + timeout
+    by_name = {names[message.metadata.dst_node_id]: message for message in messages}
+    replies = exchange(grid, messages, names, timeout=timeout, check=check, on_reply=on_reply)
+    while len(replies.good) < quorum <= len(replies.good) + len(replies.waiting):
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        time.sleep(min(_ASK_AGAIN_SECONDS, left))
+        again = [_anew(by_name[name]) for name in replies.waiting]
+        later = exchange(grid, again, names, timeout=timeout, check=check, on_reply=on_reply)
+        replies = replies.followed_by(later)
+    return replies
+
+
+def _anew(message: Message) -> Message:
+    """Return a message of the same content: one that was sent has its id for good."""
+    meta = message.metadata
+    return Message(
+        message.content,
+        meta.dst_node_id,
+        meta.message_type,
+        ttl=meta.ttl,
+        group_id=meta.group_id,
+    )
 
 
 def content_bytes(content: RecordDict) -> int:

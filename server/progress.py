@@ -14,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from medfusion.errors import MedFusionError, WaitingError
+
 
 class RunProgress:
     """Shows a run on a terminal; without one, prints a line per round."""
@@ -31,6 +33,7 @@ class RunProgress:
         )
         self._run: TaskID | None = None
         self._sites: dict[str, TaskID] = {}
+        self._waiting: set[str] = set()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -69,13 +72,24 @@ class RunProgress:
         """Say what a person should know, above the bars."""
         self._say(f"warning: {text}")
 
-    def site_replied(self, name: str, *, round: int, seconds: float, failed: str | None) -> None:
-        """Bring a site's bar to the round that it has answered."""
+    def site_replied(
+        self, name: str, *, round: int, seconds: float, error: MedFusionError | None
+    ) -> None:
+        """Bring a site's bar to the round that it has answered.
+
+        That a site waits for approval is said once, until it answers otherwise.
+        """
+        waits = isinstance(error, WaitingError)
         if name in self._sites:
-            note = f"{seconds:.1f} s" if failed is None else "failed"
+            note = "waiting" if waits else "failed" if error else f"{seconds:.1f} s"
             self._bars.update(self._sites[name], completed=round, note=note)
-        if failed is not None:
-            self._say(f"site {name} failed: {failed}")
+        if not waits:
+            self._waiting.discard(name)
+            if error is not None:
+                self._say(f"site {name} failed: {error}")
+        elif name not in self._waiting:
+            self._waiting.add(name)
+            self._say(f"site {name} waits: {error}")
 
     def round_done(self, line: dict[str, Any], *, rounds: int) -> None:
         """Advance the bar of rounds with what was measured."""

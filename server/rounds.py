@@ -38,7 +38,7 @@ from medfusion.transport.requests import (
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
-from server.exchange import Check, Replies, broadcast, exchange
+from server.exchange import Check, Replies, broadcast, exchange_with_quorum
 from server.federated_metrics import federated_metrics
 from server.local_selection import fill_unselected
 from server.progress import RunProgress
@@ -238,7 +238,11 @@ class RoundLoop:
     def _request(self, selection: Selection | None, **parts: Any) -> Request:
         chosen = selection.to_json() if selection else None
         return Request(
-            settings=self._settings, frozen_sha256=self._frozen, selection=chosen, **parts
+            settings=self._settings,
+            signature=self._context.signature,
+            frozen_sha256=self._frozen,
+            selection=chosen,
+            **parts,
         )
 
     def _connected(self) -> RosterGrid:
@@ -269,14 +273,14 @@ class RoundLoop:
             check(name, reply)
 
         def on_reply(name: str, seconds: float, error: MedFusionError | None) -> None:
-            failed = str(error) if error else None
-            self._show.site_replied(name, round=number, seconds=seconds, failed=failed)
+            self._show.site_replied(name, round=number, seconds=seconds, error=error)
 
         try:
-            replies = exchange(
+            replies = exchange_with_quorum(
                 self._context.grid,
                 [receipts.shown_to(names[m.metadata.dst_node_id], m) for m in messages],
                 names,
+                quorum=self._config.server.min_sites,
                 timeout=self._config.server.round_timeout,
                 check=checked,
                 on_reply=on_reply,

@@ -38,6 +38,8 @@ class RunContext:
         The run folder.
     simulated
         All data are the researcher's own: wrong ones stop the run, to be mended at once.
+    signature
+        The coordinator's, of this run's `run_content`; None if nobody signed it.
     """
 
     grid: Grid
@@ -48,6 +50,7 @@ class RunContext:
     receipts: Receipts
     folder: Path
     simulated: bool
+    signature: str | None = None
 
 
 def run_settings(config: RunConfig, task: Task) -> RunSettings:

@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
+from client.node.admission import Admission
 from client.node.policy import check_declared, check_exact, check_settings
 from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TEST, TRAIN
-from medfusion.errors import DataError, FederationError, LedgerError, MedFusionError
+from medfusion.errors import (
+    AuditLogError,
+    DataError,
+    FederationError,
+    LedgerError,
+    MedFusionError,
+)
+from medfusion.federation.authority import Authority
 from medfusion.models.saved import save_model
 from medfusion.privacy.ledger import Ledger
-from medfusion.transport.arrays import from_record
+from medfusion.transport.arrays import from_record, state_sha256
 from medfusion.transport.requests import (
     RECEIPT,
     Received,
@@ -28,6 +36,8 @@ from medfusion.transport.requests import (
 )
 
 log = logging.getLogger("medfusion.node")
+
+_PAID = ("select", "train", "evaluate")
 
 
 class Node:
@@ -46,8 +56,15 @@ class Node:
     ledger
         The site's; every release of a private run is charged to it.
     simulated
-        Whether site and coordinator are one researcher's: then a run may do without privacy,
-        and what is wrong with the data is told in full.
+        Whether site and coordinator are one researcher's: then a run may do without privacy
+        and approval, what is wrong with the data is told in full, and nothing is audited.
+    authority
+        The coordinator whose signature every run must bear; None takes any run.
+
+    Raises
+    ------
+    FederationError
+        If the site serves another coordinator, or its audit log is not as it was left.
     """
 
     def __init__(
@@ -58,8 +75,10 @@ class Node:
         ledger: Ledger,
         *,
         simulated: bool = False,
+        authority: Authority | None = None,
     ) -> None:
         self._simulated = simulated
+        self._admission = None if simulated else Admission(data, state, authority)
         self._data = data
         self._state = state
         self._secret = secret
@@ -75,37 +94,56 @@ class Node:
 
     def handle(self, kind: str, content: RecordDict) -> RecordDict:
         """Answer one request; an error of ours becomes a reply, without patient data."""
+        request: Received | None = None
         try:
             if kind not in self._serve:
                 raise FederationError(f"unknown request {kind!r}")
             request = Received.parse(content)
-            if request.receipt is not None:
-                self._ledger.check_receipt(request.receipt, self._secret)
-            reply = self._serve[kind](request)
-            # Beside the reply, whose stored bytes stay as they were when it is sent again.
-            receipt = receipt_record(self._ledger.receipt(self._secret))
-            return RecordDict({**reply, RECEIPT: receipt})
-        except DataError as error:
-            if self._simulated:
-                return error_reply(error)
+            return self._answer(kind, request)
+        except Exception as error:
+            told = self._told(kind, error)
+            if self._admission is not None:
+                self._admission.refused(kind, request, told)
+            return error_reply(told)
+
+    def _answer(self, kind: str, request: Received) -> RecordDict:
+        """Return the reply to a request that is in order, with a receipt beside it."""
+        if self._admission is not None:
+            self._admission.check_signed(request)
+        if request.receipt is not None:
+            self._ledger.check_receipt(request.receipt, self._secret)
+        before = self._ledger.book.head
+        reply = self._serve[kind](request)
+        if self._admission is not None:
+            # What is paid for and wrote nothing to the ledger is a stored reply.
+            paid = self._trainer is not None and self._trainer.settings.privacy.enabled
+            replayed = kind in _PAID and paid and self._ledger.book.head == before
+            self._admission.answered(kind, request, reply, replayed=replayed)
+        # Beside the reply, whose stored bytes stay as they were when it is sent again.
+        receipt = receipt_record(self._ledger.receipt(self._secret))
+        return RecordDict({**reply, RECEIPT: receipt})
+
+    def _told(self, kind: str, error: Exception) -> MedFusionError:
+        """Return what a coordinator may know of an error; the rest goes to the Node's log."""
+        if isinstance(error, DataError) and not self._simulated:
             # Rows and counts are about patients, and no plan pays for them.
             log.error("request %s: %s", kind, error)
-            return error_reply(DataError("wrong data at this site: its Node's log tells where"))
-        except LedgerError as error:
+            return DataError("wrong data at this site: its Node's log tells where")
+        if isinstance(error, (LedgerError, AuditLogError)):
             log.error("request %s: %s", kind, error)  # names a path of this machine
             told = str(error) if self._simulated else "unusable at this site: its Node's log tells"
-            return error_reply(FederationError(f"privacy ledger: {told}"))
-        except MedFusionError as error:
-            return error_reply(error)
-        except Exception as error:
-            # The text of a foreign error may hold values: only its type leaves, and only the
-            # place goes to the log.
-            frame = error.__traceback__
-            while frame is not None and frame.tb_next is not None:
-                frame = frame.tb_next
-            place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "?"
-            log.error("request %s failed with %s at %s", kind, type(error).__name__, place)
-            return error_reply(FederationError(f"internal error {type(error).__name__} at {place}"))
+            which = "privacy ledger" if isinstance(error, LedgerError) else "audit log"
+            return FederationError(f"{which}: {told}")
+        if isinstance(error, MedFusionError):
+            return error
+        # The text of a foreign error may hold values: only its type leaves, and only the
+        # place goes to the log.
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "?"
+        log.error("request %s failed with %s at %s", kind, type(error).__name__, place)
+        return FederationError(f"internal error {type(error).__name__} at {place}")
 
     def _describe(self, request: Received) -> RecordDict:
         policy = self._data.config.policy
@@ -143,7 +181,8 @@ class Node:
     def _run(self, request: Received) -> Trainer:
         """Return the trainer of the request's run, kept warm while the run lasts."""
         settings = _settings(request)
-        if self._trainer is None or self._trainer.settings != settings:
+        is_new = self._trainer is None or self._trainer.settings != settings
+        if is_new:
             check_settings(
                 settings,
                 self._data.task,
@@ -151,17 +190,20 @@ class Node:
                 patients_public=self._data.patients_public,
                 simulated=self._simulated,
             )
+        if self._admission is not None:  # each time: a decision may have changed
+            self._admission.check_approved(settings)
+        if self._trainer is None or is_new:
             self._trainer = Trainer(
                 self._data, settings, self._state.cache, self._secret, self._ledger
             )
         return self._trainer
 
     def _deliver(self, request: Received) -> RecordDict:
-        settings = _settings(request)
+        trainer = self._run(request)
+        settings = trainer.settings
         arrays, card = request.arrays, request.request.card
         if arrays is None or card is None:
             raise FederationError("deliver: expected a model and its description")
-        trainer = self._run(request)
         state = from_record(arrays)
         trainer.check_state(state)
         _check_card(card, request.request)
@@ -169,6 +211,8 @@ class Node:
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
         save_model(self._state.model_folder(settings.run_id), state, card)
+        if self._admission is not None:
+            self._admission.delivered(settings, state_sha256(state))
         return reply_with({"delivered": True})
 
 

@@ -24,14 +24,25 @@ class NodeAsker:
 
     usual = ()
 
-    def __init__(self, cohort, state, *overrides, secret=SECRET, simulated=True, change=None):
+    def __init__(
+        self,
+        cohort,
+        state,
+        *overrides,
+        secret=SECRET,
+        simulated=True,
+        change=None,
+        authority=None,
+    ):
         self.config = load_config(cohort / "config.toml", [*self.usual, *overrides])
         data = load_site_data(next((cohort / "sites").iterdir()))
         self.data = change(data) if change else data
         self.settings = run_settings(self.config, self.data.task)
         self.state = NodeState(state)
         ledger = self.state.ledger(self.data.name, witnesses=state / "witnesses")
-        self.node = Node(self.data, self.state, secret, ledger, simulated=simulated)
+        self.node = Node(
+            self.data, self.state, secret, ledger, simulated=simulated, authority=authority
+        )
 
     @cached_property
     def model(self):

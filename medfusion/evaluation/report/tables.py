@@ -124,8 +124,12 @@ def _privacy_in_words(run: Run) -> list[str]:
 
 def _failures(run: Run) -> list[str]:
     statuses = [site["status"] for line in run.rounds for site in line["sites"].values()]
-    failed = sum(status != "ok" for status in statuses)
-    return [f"{failed} of {len(statuses)} answers of hospitals failed."] if failed else []
+    found = []
+    if failed := statuses.count("failed"):
+        found.append(f"{failed} of {len(statuses)} answers of hospitals failed.")
+    if waiting := statuses.count("waiting"):
+        found.append(f"{waiting} of {len(statuses)} times a hospital had not approved the run yet.")
+    return found
 
 
 def label_table(run: Run) -> tuple[Table, list[str]]:
