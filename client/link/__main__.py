@@ -17,15 +17,13 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from medfusion.federation.kit import SiteKit
-
 from client.app import node_at
 from client.link.fleet import Fleet
 from client.link.link import Link
 from client.link.spool import Spool
 from medfusion.errors import ConfigError, MedFusionError
+from medfusion.federation.kit import SiteKit
+from medfusion.federation.node_key import NodeKey
 from medfusion.logs import log_to_stderr
 
 _GRACE_SECONDS = 5.0
@@ -69,28 +67,13 @@ def _build(kit_folder: Path, socket: Path, spool: Path) -> tuple[Link, Fleet]:
         fleet = Fleet(
             kit.address,
             ca=kit.ca.read_bytes(),
-            key=_node_key(kit.node_key),
+            key=NodeKey.read(kit.node_key).private,
             patience=kit.patience,
         )
         kept = Spool(spool)
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be used ({error.strerror})") from None
     return Link(fleet, kept, node_at(str(socket)), status=spool / "status.json"), fleet
-
-
-def _node_key(path: Path) -> EllipticCurvePrivateKey:
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file; run `medfusion site join {path.parent}` first")
-    try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError):
-        key = None
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise ConfigError(
-            f"{path}: expected a private key as `medfusion site join` makes it; restore it from "
-            "a backup, or join anew"
-        )
-    return key
 
 
 if __name__ == "__main__":

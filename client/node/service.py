@@ -35,8 +35,11 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from client.node.node import Node
 from client.node.state import NodeState
 from client.node.state_lock import alone
-from medfusion.data.site_data import load_site_data, require_positives
-from medfusion.errors import MedFusionError, UsageError
+from medfusion.data.site_data import SiteData, load_site_data, require_positives
+from medfusion.errors import ConfigError, MedFusionError, UsageError
+from medfusion.federation.authority import Authority
+from medfusion.federation.kit import SiteKit, check_version
+from medfusion.federation.versions import own_version
 from medfusion.logs import log_to_stderr
 from medfusion.privacy.ledger_witness import default_witnesses
 from medfusion.transport.requests import read_error
@@ -178,8 +181,15 @@ def _umask(mask: int) -> Iterator[None]:
         os.umask(previous)
 
 
-def run(site: Path, socket: Path, *, group: str | None) -> bool:
+def run(site: Path, socket: Path, *, kit: Path, group: str | None) -> bool:
     """Serve a site until SIGTERM or SIGINT; return whether the last request was finished.
+
+    Parameters
+    ----------
+    kit
+        Of the coordinator that runs are taken from.
+    group
+        See `start_service`.
 
     Raises
     ------
@@ -189,11 +199,13 @@ def run(site: Path, socket: Path, *, group: str | None) -> bool:
     """
     data = load_site_data(site)
     require_positives(data)
+    authority = _authority(kit, data)
     state = NodeState(data.state)
     ended = threading.Event()
     with alone(data.state):
         ledger = state.ledger(data.name, witnesses=default_witnesses())
-        service = NodeService(Node(data, state, state.secret(), ledger).handle)
+        node = Node(data, state, state.secret(), ledger, authority=authority)
+        service = NodeService(node.handle)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         server = start_service(service, socket, group=group, threads=data.config.compute.threads)
@@ -205,18 +217,32 @@ def run(site: Path, socket: Path, *, group: str | None) -> bool:
         return not service.busy
 
 
+def _authority(folder: Path, data: SiteData) -> Authority:
+    """Return the coordinator that a kit is from; refuse a kit of another task."""
+    kit = SiteKit.read(folder)
+    check_version(kit, own_version())
+    if kit.task_sha256 != data.task.sha256:
+        raise ConfigError(
+            f"{folder}: the kit is for another task (hash {kit.task_sha256[:12]}) than the site "
+            f"(hash {data.task.sha256[:12]}): let [site] task be {kit.task}"
+        )
+    return Authority(federation=kit.federation, signing_key=kit.signing_key)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the service from the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -P -m client.node.service", description="Serve a hospital's Node."
     )
     parser.add_argument("site", type=Path, help="site folder, which holds site.toml")
+    parser.add_argument("--kit", type=Path, required=True, help="the site's kit")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
     parser.add_argument("--group", help="OS group that may connect, besides this user")
     options = parser.parse_args(arguments)
     log_to_stderr()
     try:
-        finished = run(options.site, options.socket.absolute(), group=options.group)
+        socket = options.socket.absolute()
+        finished = run(options.site, socket, kit=options.kit, group=options.group)
     except MedFusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -87,10 +87,9 @@ def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerK
     """Make kits for everybody, join as each hospital, and admit them."""
     import shutil
 
-    from server.provision.provision import provision
-
     from medfusion.federation.join import join
     from medfusion.federation.kit import ServerKit
+    from server.provision.provision import provision
 
     fleet, control = _free_ports()
     out.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,11 @@ class NodeKey:
         return cls(key)
 
     @property
+    def private(self) -> ec.EllipticCurvePrivateKey:
+        """The key itself, for Flower, which signs with it."""
+        return self._key
+
+    @property
     def public(self) -> str:
         """The public key as OpenSSH writes it, without comment."""
         return _public_text(self._key.public_key())
