@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Message
+from flwr.app.message import remove_content_from_message
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.constant import (
     HEARTBEAT_MAX_INTERVAL,
@@ -171,8 +172,7 @@ class Fleet:
         identifier = reply.object_id
         reply.metadata.__dict__["_message_id"] = identifier
         parts = get_all_nested_objects(reply)
-        head = message_to_proto(reply)
-        head.ClearField("content")
+        head = message_to_proto(remove_content_from_message(reply))
         run_id = reply.metadata.run_id
         response = self._call(
             self._stub.PushMessages,

@@ -47,23 +47,22 @@ class Link:
         self._contact: float | None = None
         self._messages = 0
         self._tries = 0
+        self._retry = _FIRST_RETRY
 
     def run(self) -> None:
         """Serve until `end` is called."""
         beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         beating.start()
-        retry = _FIRST_RETRY
         while not self._ended.is_set():
             try:
                 self._fleet.join(self._spool.node_id)
                 self._spool.node_id = self._fleet.node_id
                 self._joined()
-                retry = _FIRST_RETRY
                 self._serve()
             except grpc.RpcError as error:
                 self._lost(error)
-                self._ended.wait(retry)
-                retry = min(2 * retry, _LAST_RETRY)
+                self._ended.wait(self._retry)
+                self._retry = min(2 * self._retry, _LAST_RETRY)
         if self._connected and not self.busy:
             self._leave()
 
@@ -79,7 +78,9 @@ class Link:
     def _serve(self) -> None:
         last = time.monotonic()
         while not self._ended.is_set():
-            if self._step():
+            worked = self._step()
+            self._retry = _FIRST_RETRY  # only now: what joins may still fail at every message
+            if worked:
                 last = time.monotonic()
                 continue
             idle = time.monotonic() - last
@@ -197,5 +198,5 @@ _TOLD: dict[grpc.StatusCode, str] = {
 
 def _in_words(error: grpc.RpcError) -> str:
     code: grpc.StatusCode = error.code()
-    told = _TOLD.get(code, "the coordinator refuses this node: its key may not be admitted (yet)")
+    told = _TOLD.get(code, "the coordinator refuses: this node's key may not be admitted (yet)")
     return f"{told} ({code.name}: {error.details()})"

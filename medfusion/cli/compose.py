@@ -33,14 +33,7 @@ def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]
         If nothing matches, a folder that matches is no site, a site is not as its task says, or
         two sites share a name.
     """
-    if config.simulation is None:
-        raise ConfigError('missing section [simulation]: expected sites = "sites/*"')
-    folders, others = _matching_folders(config.simulation.sites)
-    if not folders:
-        raise ConfigError(
-            f"simulation.sites = {config.simulation.sites!r}: expected folders with a site.toml, "
-            "found none"
-        )
+    folders, others = site_folders(config)
     sites = sorted((load_site_data(folder, fold=fold) for folder in folders), key=_name)
     _refuse_unfinished(others, sites)
     for site in sites:
@@ -54,11 +47,24 @@ def load_sites(config: RunConfig, *, fold: Fold | None = None) -> list[SiteData]
     return sites
 
 
-def _matching_folders(pattern: str) -> tuple[list[Path], list[Path]]:
-    """Return the folders with a ``site.toml``, and those without, but no state folders."""
-    found = sorted(Path(path) for path in glob(pattern))
+def site_folders(config: RunConfig) -> tuple[list[Path], list[Path]]:
+    """Return the folders with a ``site.toml``, and those without, but no state folders.
+
+    Raises
+    ------
+    ConfigError
+        If the config names no sites, or none of them is there.
+    """
+    if config.simulation is None:
+        raise ConfigError('missing section [simulation]: expected sites = "sites/*"')
+    found = sorted(Path(path) for path in glob(config.simulation.sites))
     folders = [p for p in found if p.is_dir() and not p.name.startswith(".")]
     sites = [folder for folder in folders if (folder / "site.toml").is_file()]
+    if not sites:
+        raise ConfigError(
+            f"simulation.sites = {config.simulation.sites!r}: expected folders with a site.toml, "
+            "found none"
+        )
     others = [p for p in folders if p not in sites and p.suffix != _STATE_SUFFIX]
     return sites, others
 

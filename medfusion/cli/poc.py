@@ -1,5 +1,6 @@
 """``medfusion poc``: a whole deployment on one machine, from kits to the report."""
 
+import signal
 import socket
 import sys
 import threading
@@ -51,6 +52,7 @@ def poc(
     from medfusion.config import load_config
     from medfusion.errors import UsageError
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # end what runs
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: holds something already; choose another folder")
     overrides = override or []
@@ -77,10 +79,11 @@ def _cohort(out: Path) -> Path:
 
 
 def _site_folders(config: "RunConfig") -> dict[str, Path]:
-    from medfusion.cli.compose import load_sites
+    from medfusion.cli.compose import site_folders
+    from medfusion.data.site import open_site
 
-    typer.echo("reading the hospitals' data")
-    return {site.name: site.folder for site in load_sites(config)}
+    folders, _ = site_folders(config)
+    return {open_site(folder).name: folder for folder in folders}
 
 
 def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerKit":
@@ -157,7 +160,8 @@ def _run(kit: "ServerKit", config: "RunConfig", hospitals: int) -> "RunState":
     runs = Runs(kit, flower)
 
     def online() -> bool:
-        return sum(s["status"] == "online" for s in status_of(kit)["sites"]) == hospitals
+        sites = status_of(kit)["sites"]
+        return [site["status"] for site in sites] == ["online"] * hospitals
 
     with console.status("waiting for the hospitals to connect"):
         _await(online, "not all hospitals connected", _CONNECT_SECONDS)

@@ -101,15 +101,18 @@ class Supervisor:
             slot.terminate()
         deadline = time.monotonic() + _GRACE_SECONDS
         while any(slot.alive for slot in self._slots) and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS / 2)
+            # What a program that has ended left behind may be what another one waits for.
+            _signal(_children() - self._not_ours - self._pids(), signal.SIGTERM)
+            time.sleep(_LOOK_SECONDS)
         while left := _children() - self._not_ours:
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _signal(left, signal.SIGKILL)
             for slot in self._slots:
                 slot.reap()
             for pid in left:
                 _reap(pid)
+
+    def _pids(self) -> set[int]:
+        return {slot.pid for slot in self._slots}
 
 
 class _Slot:
@@ -122,6 +125,11 @@ class _Slot:
         self._started = 0.0
         self._due = 0.0
         self._backoff = _FIRST_BACKOFF
+
+    @property
+    def pid(self) -> int:
+        """The process; 0 if there is none."""
+        return self._process.pid if self._process else 0
 
     @property
     def alive(self) -> bool:
@@ -225,6 +233,12 @@ def _children() -> set[int]:
         if int(fields[1]) == own:
             found.add(int(folder.name))
     return found
+
+
+def _signal(pids: set[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _reap(pid: int) -> None:
