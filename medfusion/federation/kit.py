@@ -7,6 +7,7 @@ people settle by comparing its `fingerprint` in another way than the kit took.
 """
 
 import hashlib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -76,7 +77,7 @@ class Kit(Options):
             If it is no kit or one of the other kind, its signature does not hold, a file of it is
             missing or was changed, or it has expired.
         """
-        if not (folder / KIT).is_file():
+        if not os.path.isfile(folder / KIT):  # also False where it must not be looked at
             raise ConfigError(f"{folder}: expected a kit, found no {KIT} in it")
         content, data = read_json(folder / KIT)
         expected = cls.model_fields["kind"].default

@@ -55,7 +55,7 @@ def provision(
     ------
     ConfigError
         If the file or a join request is refused, or something in ``out`` is another federation's,
-        damaged or lost. Revocations are written all the same.
+        damaged or lost. A refused request, or a key that is away, keeps no revocation back.
     """
     federation = FederationFile.load(federation_toml)
     versions = federation.versions(version("medfusion"))

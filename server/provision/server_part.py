@@ -50,7 +50,7 @@ def open_signing_key(out: Path) -> SigningKey:
             f"{path}: missing, though kits are signed with it and sites trust it alone; restore it "
             "from a backup"
         )
-    key = SigningKey.create(path)
+    key = SigningKey.read(path) if path.exists() else SigningKey.create(path)
     if issued.exists() and read_json(issued)[1].get("signing_key") != key.public:
         raise ConfigError(
             f"{path}: is not the key that {issued} names and sites trust; restore the one that is "
