@@ -51,9 +51,7 @@ def main(grid: Grid, context: Context) -> None:
                 plans[name] = plan
                 for warning in plan.warnings:
                     progress.warn(f"site {name}: {warning}")
-        run = RunContext(
-            grid, config, task, roster, plans, receipts, folder, simulated, signature
-        )
+        run = RunContext(grid, config, task, roster, plans, receipts, folder, simulated, signature)
         files = local_files_sha256(config.model, task)
         fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)

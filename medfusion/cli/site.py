@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfusion.cli import site_runs
+
 if TYPE_CHECKING:
     from medfusion.data.check import SiteReport
 
-app = typer.Typer(help="Prepare and check a hospital's site folder.", no_args_is_help=True)
+app = typer.Typer(help="A hospital's site folder and its runs.", no_args_is_help=True)
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 @app.callback()
 def group() -> None:
-    """Prepare and check a hospital's site folder."""
+    """Prepare and check a hospital's site folder, decide about its runs, read their record."""
+
+
+for _command in (site_runs.runs, site_runs.approve, site_runs.deny, site_runs.log):
+    app.command()(_command)
 
 
 @app.command()
