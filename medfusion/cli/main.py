@@ -17,7 +17,6 @@ from medfusion.cli import (
     server,
     simulate,
     site,
-    site_start,
 )
 from medfusion.errors import MedFusionError
 
@@ -48,7 +47,6 @@ _cli.command("status")(runs.status)
 _cli.command("stop")(runs.stop)
 _cli.command("resume")(runs.resume)
 _cli.command("poc")(poc.poc)
-site.app.command("start")(site_start.start)
 _cli.add_typer(site.app, name="site")
 _cli.add_typer(server.app, name="server")
 _cli.add_typer(cohort.app, name="cohort")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfusion.cli import site_runs, site_start
+
 if TYPE_CHECKING:
     from medfusion.data.check import SiteReport
 
 app = typer.Typer(
-    help="Prepare and check a hospital's site folder; join a federation.", no_args_is_help=True
+    help="A hospital's data, its part in a federation, its runs.", no_args_is_help=True
 )
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -20,7 +22,17 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 @app.callback()
 def group() -> None:
-    """Prepare and check a hospital's site folder; join a federation."""
+    """Prepare and check a site folder, join, serve, decide about runs, read the record."""
+
+
+for _command in (
+    site_start.start,
+    site_runs.runs,
+    site_runs.approve,
+    site_runs.deny,
+    site_runs.log,
+):
+    app.command()(_command)
 
 
 @app.command()

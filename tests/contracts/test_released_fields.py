@@ -18,7 +18,15 @@ from node_asker import NodeAsker
 from tabular_cohort import write_ward
 
 import medfusion.privacy as privacy_package
-from medfusion.transport.requests import ARRAYS, MESSAGE_TYPES, METRICS, REPLY
+from medfusion.errors import WaitingError
+from medfusion.transport.requests import (
+    ARRAYS,
+    MESSAGE_TYPES,
+    METRICS,
+    REPLY,
+    Request,
+    error_reply,
+)
 
 PRIVATE = ("privacy.enabled=true", "privacy.target_epsilon=8", "training.steps=2")
 PLAIN = ("privacy.enabled=false", "training.steps=2")
@@ -152,6 +160,17 @@ def test_nothing_but_the_listed_fields_leaves(
             seen[kind] |= found
     for kind, allowed in ALLOWED.items():  # the list holds nothing that never leaves
         assert seen[kind].keys() == allowed.keys()
+
+
+def test_a_site_that_waits_tells_no_more_than_one_that_refuses(private: NodeAsker) -> None:
+    found = fields(error_reply(WaitingError("not yet")), private)
+    assert unexpected("error", found) == {}
+
+
+def test_nothing_but_the_listed_fields_is_asked_with() -> None:
+    """All sites get them: whoever adds one makes sure that it tells nothing of another site."""
+    fields = {"version", "settings", "signature", "frozen_sha256", "selection", "card"}
+    assert set(Request.model_fields) == fields
 
 
 def test_the_threat_model_names_every_field() -> None:

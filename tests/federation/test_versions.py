@@ -40,11 +40,11 @@ def test_a_refusal_names_both_versions_and_who_upgrades(coordinator: str, who: s
 def test_what_is_no_version_is_refused_and_not_repeated(found: object) -> None:
     if isinstance(found, str) and found.startswith("0.2"):
         return
-    with pytest.raises(FederationError, match="0.2.1"):
+    with pytest.raises(FederationError, match=r"0\.2\.1"):
         check_coordinator(found, own="0.2.1")
 
 
-@pytest.mark.parametrize("found", ["0.2.1\n", "0.2 1", "0.21", "٠.٢", "0.2" + ".1" * 40])
+@pytest.mark.parametrize("found", ["0.2.1\n", "0.2 1", "0.21", "\u0660.\u0662", "0.2" + ".1" * 40])
 def test_what_only_looks_like_the_version_is_refused(found: str) -> None:
     assert not accepted(found, "0.2.1")
 
