@@ -1,9 +1,8 @@
-"""The relay: the Flower app that runs at a hospital and passes every message to the Node.
+"""The relay: passes every message to the Node, in simulation and in deployment.
 
-The coordinator ships this file, so it decides nothing: the Node, which the hospital installed,
-owns the data, the policy and the trainer. In deployment the Node listens on a Unix socket
-named by the SuperNode's ``node-socket`` setting; a simulation passes the Node's handler in.
-Imports stay light: Flower starts a new process for each message.
+The Node, which the hospital installed, owns the data, the policy and the trainer; what passes
+messages on decides nothing. A simulation runs the relay as a Flower app around the Node's handler;
+at a hospital the link (`client.link`) calls the Node behind its Unix socket.
 """
 
 from collections.abc import Callable
@@ -36,11 +35,6 @@ def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
     return app
 
 
-def over_socket(context: Context) -> Handler:
-    """Return a handler that calls the Node behind the Unix socket of this SuperNode."""
-    return node_at(str(context.node_config["node-socket"]))
-
-
 def node_at(socket: str, *, patience: float = 60.0) -> Handler:
     """Return a handler that calls the Node behind a Unix socket.
 
@@ -62,6 +56,3 @@ def node_at(socket: str, *, patience: float = 60.0) -> Handler:
         return recorddict_from_proto(RecordDictProto.FromString(answer))
 
     return call
-
-
-app = relay_app(over_socket)

@@ -20,15 +20,15 @@ _CONNECTION = "medfusion"
 _SECONDS = 120.0
 
 # The bundle is what Flower needs to start the coordinator's app from the installed package. The
-# hospitals neither fetch nor run it.
+# hospitals neither fetch nor run it; Flower wants an app for them all the same.
 _BUNDLE = {
     "medfusion_run.py": '''\
-"""Starts the apps of the installed package."""
+"""Starts the coordinator's app of the installed package."""
 
-import client.app
 import server.app
+from flwr.clientapp import ClientApp
 
-client_app = client.app.app
+client_app = ClientApp()
 server_app = server.app.app
 ''',
     "pyproject.toml": """\

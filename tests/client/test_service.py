@@ -16,14 +16,14 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from kits import write_kits
 from tabular_cohort import write_ward
 
-import client.app
-from client.app import Handler, over_socket
+from client.app import Handler, node_at
 from client.node.service import NodeService, run, start_service
 from medfusion.data.cohorts.synthetic import write_cohort
-from medfusion.errors import DataError, FederationError, UsageError
+from medfusion.errors import ConfigError, DataError, FederationError, UsageError
 from medfusion.transport.requests import (
     Request,
     error_reply,
@@ -56,7 +56,7 @@ def serve(path: Path) -> Iterator[Serve]:
 
 
 def relay_to(path: Path) -> Handler:
-    return over_socket(Context(1, 1, {"node-socket": str(path)}, RecordDict(), {}))
+    return node_at(str(path))
 
 
 def echo(kind: str, content: RecordDict) -> RecordDict:
@@ -167,10 +167,9 @@ def test_a_path_or_group_that_cannot_serve_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_relay_gives_up_on_an_absent_node(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.app, "_CONNECT_SECONDS", 0.2)
+def test_the_relay_gives_up_on_an_absent_node(path: Path) -> None:
     with pytest.raises(ConnectionError, match="no Node listens"):
-        relay_to(path)("train", RecordDict())
+        node_at(str(path), patience=0.2)("train", RecordDict())
 
 
 def test_the_relay_notices_a_node_that_ends_during_a_call(path: Path) -> None:
@@ -199,20 +198,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def command(site: Path, path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def kit(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    task = site.parents[1] / "task.toml"
+    return write_kits(tmp_path_factory.mktemp("kits"), task, [site.name]) / "sites" / site.name
+
+
+def command(site: Path, kit: Path, path: Path) -> list[str]:
     module = ["-P", "-m", "client.node.service"]
-    return [sys.executable, *module, str(site), "--socket", str(path)]
+    return [sys.executable, *module, str(site), "--kit", str(kit), "--socket", str(path)]
 
 
 def test_the_service_serves_its_site_alone_until_sigterm(
-    site: Path, path: Path, tmp_path: Path
+    site: Path, kit: Path, path: Path, tmp_path: Path
 ) -> None:
-    service = subprocess.Popen(command(site, path), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    served = command(site, kit, path)
+    service = subprocess.Popen(served, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         reply = relay_to(path)("describe", request_content(Request()))
-        second = subprocess.run(
-            command(site, tmp_path / "second.sock"), capture_output=True, text=True, timeout=60
-        )
+        again = command(site, kit, tmp_path / "second.sock")
+        second = subprocess.run(again, capture_output=True, text=True, timeout=60)
     finally:
         service.send_signal(signal.SIGTERM)
         _, log = service.communicate(timeout=30)
@@ -235,8 +240,15 @@ def test_a_site_without_positives_is_refused_at_the_start(tmp_path: Path, path: 
     negative = [row.rsplit(",", 2)[0] + ",0,0" for row in rows]
     table.write_text("\n".join([header, *negative]) + "\n")
     with pytest.raises(DataError, match="at least one positive"):
-        run(site, path, group=None)
+        run(site, path, kit=tmp_path / "kit", group=None)
     assert not path.exists()
+
+
+def test_a_kit_of_another_task_is_refused(site: Path, tmp_path: Path, path: Path) -> None:
+    other = write_ward(tmp_path / "ward").parent / "task.toml"
+    kits = write_kits(tmp_path / "federation", other, ["north"])
+    with pytest.raises(ConfigError, match="another task"):
+        run(site, path, kit=kits / "sites" / "north", group=None)
 
 
 _SLOW = """
@@ -254,11 +266,11 @@ sys.exit(service.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("grace", "seconds", "code"), [(20, 0.5, 0), (0.2, 60, 1)])
 def test_the_last_request_has_a_while_to_finish(
-    site: Path, path: Path, grace: float, seconds: float, code: int
+    site: Path, kit: Path, path: Path, grace: float, seconds: float, code: int
 ) -> None:
     script = _SLOW.format(grace=grace, seconds=seconds)
     service = subprocess.Popen(
-        [sys.executable, "-c", script, str(site), "--socket", str(path)],
+        [sys.executable, "-c", script, *command(site, kit, path)[4:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,21 +1,8 @@
-"""What a deployment on the loopback needs: ports, certificates, keys."""
+"""Ports of this machine: which are free, who listens, what they speak."""
 
-import datetime
-import ipaddress
 import socket
 import ssl
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-from cryptography.x509.oid import NameOID
 
 
 def free_ports(count: int) -> list[int]:
@@ -49,50 +36,6 @@ def listening_addresses(port: int) -> set[str]:
         for fields in lines
         if fields[3] == listening and fields[1].endswith(f":{port:04X}")
     }
-
-
-def write_certificates(folder: Path) -> None:
-    """Write ca.pem, server.pem and server.key for a server on the loopback."""
-    ca_key, key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-    issuer, subject = (
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        for name in ("test authority", "localhost")
-    )
-    now = datetime.datetime.now(datetime.UTC)
-
-    def certificate(name: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(issuer)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-
-    authority = certificate(issuer, ca_key.public_key()).add_extension(
-        x509.BasicConstraints(ca=True, path_length=0), critical=True
-    )
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    server = certificate(subject, key.public_key()).add_extension(
-        x509.SubjectAlternativeName(names), critical=False
-    )
-    for file, builder in (("ca.pem", authority), ("server.pem", server)):
-        signed = builder.sign(ca_key, hashes.SHA384())
-        (folder / file).write_bytes(signed.public_bytes(Encoding.PEM))
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / "server.key").write_bytes(pem)
-
-
-def write_node_key(path: Path) -> Path:
-    """Write a SuperNode's key as ssh-keygen would; return the path of the public half."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    path.chmod(0o600)
-    public = path.with_suffix(".pub")
-    public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
-    return public
 
 
 def speaks_tls(port: int, authority: Path) -> bool:

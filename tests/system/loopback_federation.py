@@ -1,23 +1,26 @@
-"""A whole deployment on the loopback: SuperLink, three SuperNodes, three Node services."""
+"""A whole deployment on the loopback, by the commands that its users run."""
 
+import json
 import os
 import re
-import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-from loopback import free_ports, is_listening, write_certificates, write_node_key
+from kits import write_kits
+from loopback import free_ports
 from system_processes import Processes
 
 from medfusion.data.cohorts.synthetic import write_cohort
 
-REPOSITORY = Path(__file__).parents[2]
 _RUN_SECONDS = 240.0
 
 _CONFIG = """
 [run]
 name = "{name}"
 task = "task.toml"
-rounds = 2
+rounds = {rounds}
 
 [simulation]
 sites = "sites/*"
@@ -38,114 +41,114 @@ round_timeout = 120
 
 
 class LoopbackFederation:
-    """Three synthetic hospitals joined by Flower's real programs, with TLS and known keys only.
+    """Three synthetic hospitals with a kit each, over TLS and with known keys only.
 
-    A fourth SuperNode, ``intruder``, has a key that was never registered.
+    A fourth one, ``stranger``, has a kit and a key that was never admitted.
     """
 
     def __init__(self, root: Path) -> None:
         self.processes = Processes(root)
         self.cohort = root / "cohort"
-        write_cohort(self.cohort, sites=3, patients=60, seed=0)
-        self.sites = sorted((self.cohort / "sites").iterdir())
+        write_cohort(self.cohort, sites=4, patients=60, seed=0)
+        *self.sites, last = sorted((self.cohort / "sites").iterdir())
+        self.stranger = last.rename(_made(self.cohort / "strangers") / last.name)
         for site in self.sites:
             _set_up_site(site, threads=_simulated_threads(len(self.sites)))
-        self.fleet, self.control, *self.runtime = free_ports(2 + len(self.sites) + 1)
-        self.keys = root / "keys"
-        self._cli_home = root / "home" / "cli"
-        self._app = copy_bundle(root / "medfusion-app")
+        self.fleet, self.control = free_ports(2)
+        self.kits = write_kits(
+            root / "federation",
+            self.cohort / "task.toml",
+            [site.name for site in self.sites],
+            strangers=["stranger"],
+            port=self.fleet,
+            control_port=self.control,
+        )
+        self.server_kit = self.kits / "server"
 
     def start(self) -> None:
         """Start everything and wait until the hospitals are connected."""
-        self._start_link()
+        self.processes.start("server", "medfusion", "server", "start", self.server_kit)
         for site in self.sites:
-            self.processes.start(
-                f"node-{site.name}",
-                *("python", "-P", "-m", "client.node.service"),
-                *(site, "--socket", self.socket(site.name)),
-            )
-        names = [site.name for site in self.sites]
-        publics = {name: write_node_key(self.keys / name) for name in (*names, "intruder")}
-        self.processes.wait_for(
-            "SuperLink", lambda: is_listening(self.fleet) and is_listening(self.control)
-        )
-        for name in names:
-            self._flwr(
-                f"register-{name}", "supernode", "register", publics[name], "study", "--name", name
-            )
-        for name, port in zip(publics, self.runtime, strict=True):
-            self.processes.start(
-                f"supernode-{name}",
-                *("flower-supernode", "--superlink", f"localhost:{self.fleet}"),
-                *("--root-certificates", self.keys / "ca.pem"),
-                *("--auth-supernode-private-key", self.keys / name, "--port", str(port)),
-                *("--node-config", f'node-socket="{self.socket(name)}"'),
-                may_end=name == "intruder",
-            )
-        for name in names:
-            self.processes.wait_for(f"SuperNode of {name}", lambda name=name: self.joined(name))
+            self.start_site(site.name, site)
+        self.processes.wait_for("three hospitals online", self._all_online, _RUN_SECONDS)
 
-    def joined(self, name: str) -> bool:
-        """Whether a SuperNode was let in."""
-        return "SuperNode ID" in self.processes.log(f"supernode-{name}")
-
-    def socket(self, name: str) -> Path:
-        """Return the path of a Node's socket."""
-        return self.processes.root / f"{name}.sock"
+    def start_site(self, name: str, site: Path) -> None:
+        """Start a hospital's part with the kit called ``name``."""
+        kit = self.kits / "sites" / name
+        self.processes.start(name, "medfusion", "site", "start", kit, "--site", site)
 
     def state(self, name: str) -> Path:
         """Return the state folder of a deployed Node."""
         return self.cohort / "state" / name
 
-    def train(self, name: str, *, private: bool) -> tuple[Path, Path]:
-        """Run one configuration deployed and simulated, side by side; return the run folders."""
+    def command(self, *arguments: str | Path) -> str:
+        """Run a command of the coordinator's to its end; return what it prints."""
+        return self.medfusion(*arguments, "--kit", self.server_kit)
+
+    def medfusion(self, *arguments: str | Path) -> str:
+        """Run a command to its end; return what it prints."""
+        done = subprocess.run(
+            [Path(sys.executable).parent / "medfusion", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_RUN_SECONDS,
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stderr}\n{self.processes.tails()}"
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``medfusion status`` tells."""
+        found: dict[str, Any] = json.loads(self.command("status", "--json"))
+        return found
+
+    def submit(self, name: str, *, private: bool, rounds: int = 2) -> Path:
+        """Submit a run; return its folder."""
+        config = self.write_config(name, private=private, rounds=rounds)
+        self.command("submit", config)
+        return self.server_kit / "runs" / f"{name}-1"
+
+    def write_config(self, name: str, *, private: bool, rounds: int = 2) -> Path:
+        """Write a run's configuration beside the cohort."""
         config = self.cohort / f"{name}.toml"
-        config.write_text(_CONFIG.format(name=name, private=str(private).lower()), encoding="utf-8")
-        deployed, simulated = (self.processes.root / f"{name}-{way}" for way in ("real", "sim"))
+        text = _CONFIG.format(name=name, private=str(private).lower(), rounds=rounds)
+        config.write_text(text, encoding="utf-8")
+        return config
+
+    def wait_for_end(self, folder: Path) -> None:
+        """Wait until a run has its results; fail with the logs if it failed."""
+
+        def ended() -> bool:
+            if (folder / "summary.json").exists():
+                return True
+            (run,) = (run for run in self.status()["runs"] if run["run"] == folder.name)
+            assert run["status"] != "failed", f"{run['why']}\n{self.processes.tails()}"
+            return False
+
+        self.processes.wait_for(f"the end of {folder.name}", ended, _RUN_SECONDS)
+
+    def train(self, name: str, *, private: bool) -> tuple[Path, Path]:
+        """Run one configuration deployed and simulated; return the run folders."""
+        deployed = self.submit(name, private=private)
+        simulated = self.processes.root / f"{name}-simulated"
+        config = self.cohort / f"{name}.toml"
         simulation = self.processes.start(
             f"{name}-simulate", "medfusion", "simulate", config, "--out", simulated
         )
-        settings = f'config="{config}" out="{deployed}"'
-        self._flwr(f"{name}-run", "run", self._app, "study", "--stream", "--run-config", settings)
-        assert (deployed / "summary.json").exists(), self.processes.tails()
+        self.wait_for_end(deployed)
         assert simulation.wait(_RUN_SECONDS) == 0, self.processes.log(f"{name}-simulate")
         return deployed, simulated
 
-    def _start_link(self) -> None:
-        self.keys.mkdir()
-        write_certificates(self.keys)
-        self.processes.start(
-            "superlink",
-            *("flower-superlink", "--enable-supernode-auth"),
-            *("--ssl-certfile", self.keys / "server.pem"),
-            *("--ssl-keyfile", self.keys / "server.key"),
-            *("--ssl-ca-certfile", self.keys / "ca.pem"),
-            *("--database", self.processes.root / "superlink.db"),
-            *("--fleet-api-address", f"127.0.0.1:{self.fleet}"),
-            *("--host", "127.0.0.1", "--port", str(self.control)),
-        )
-        self._cli_home.mkdir(parents=True)
-        (self._cli_home / "config.toml").write_text(
-            f'[superlink.study]\naddress = "localhost:{self.control}"\n'
-            f'root-certificates = "{self.keys / "ca.pem"}"\n',
-            encoding="utf-8",
-        )
-
-    def _flwr(self, name: str, *arguments: str | Path) -> None:
-        self.processes.run(name, "flwr", *arguments, home=self._cli_home, timeout=_RUN_SECONDS)
+    def _all_online(self) -> bool:
+        try:
+            sites = self.status()["sites"]
+        except AssertionError:  # the server starts
+            return False
+        return [site["status"] for site in sites] == ["online"] * len(self.sites)
 
 
-def copy_bundle(target: Path) -> Path:
-    """Copy what makes the Flower app; `flwr run` looks through the whole folder it is given."""
-    target.mkdir()
-    shutil.copy(REPOSITORY / "pyproject.toml", target)
-    shutil.copytree(
-        REPOSITORY / "server", target / "server", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    (target / "client").mkdir()
-    for name in ("__init__.py", "app.py"):
-        shutil.copy(REPOSITORY / "client" / name, target / "client")
-    return target
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _simulated_threads(sites: int) -> int:

@@ -66,7 +66,7 @@ class Processes:
         for process in self._started.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 40  # a server gives what it started 20
         codes: dict[str, int | None] = {}
         for name, process in self._started.items():
             try:

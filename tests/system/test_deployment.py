@@ -1,32 +1,21 @@
-"""Flower's real programs on the loopback give the model that the simulation gives."""
+"""A deployment by the commands that users run gives the model that the simulation gives."""
 
 import hashlib
 import json
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from loopback import listening_addresses, speaks_tls
-from loopback_federation import LoopbackFederation, copy_bundle
+from loopback_federation import LoopbackFederation
 
-from client.node.service import NodeService, start_service
 from client.node.simulated import simulated_secret
 from medfusion.data.site_data import load_site_data
 
 _LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, bare and in IPv6
-_CALL = """
-import sys
-import client.app
-from flwr.app import Context, RecordDict
-client.app.over_socket(Context(1, 1, {"node-socket": sys.argv[1]}, RecordDict(), {}))(
-    "train", RecordDict()
-)
-print(client.app.__file__, *sys.modules)
-"""
-_HEAVY = {"medfusion", "opacus", "pandas", "torch", "transformers"}
 
 
 @pytest.fixture
@@ -52,24 +41,9 @@ def test_deployment_gives_the_simulated_model_to_every_hospital(
         deployed, simulated = federation.train(name, private=private)
         _check_models(federation, name, deployed, simulated)
     _check_access(federation)
-    _check_bundles(federation)
+    _check_commands(federation)
     _check_logs(federation)
     _check_end(federation)
-
-
-def test_the_bundled_relay_stays_light(tmp_path: Path) -> None:
-    bundle = copy_bundle(tmp_path / "bundle")
-    path = tmp_path / "node.sock"
-    server = start_service(NodeService(lambda kind, content: content), path)
-    try:
-        command = [sys.executable, "-c", _CALL, str(path)]
-        call = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=60)
-    finally:
-        server.stop(0).wait()
-    assert call.returncode == 0, call.stderr
-    file, *modules = call.stdout.split()
-    assert Path(file) == bundle / "client" / "app.py"
-    assert not _HEAVY & set(modules)
 
 
 def _check_models(
@@ -93,28 +67,16 @@ def _check_models(
 
 
 def _check_access(federation: LoopbackFederation) -> None:
-    """Only this machine reaches the ports, only in TLS, only with a key that was registered."""
-    assert listening_addresses(federation.control) == {"0100007F"}
-    for port in (federation.fleet, *federation.runtime[: len(federation.sites)]):
-        addresses = listening_addresses(port)
-        assert addresses
-        assert addresses <= _LOOPBACK
-    for port in (federation.control, federation.fleet):
-        assert speaks_tls(port, federation.keys / "ca.pem")
-    assert all(federation.joined(site.name) for site in federation.sites)
-    assert not federation.joined("intruder")
-    assert "Failed to activate" in federation.processes.log("supernode-intruder")
-
-
-def _check_bundles(federation: LoopbackFederation) -> None:
-    """What Flower brings to a hospital is the relay, and none of the Node."""
-    for site in federation.sites:
-        home = federation.processes.root / "home" / f"supernode-{site.name}"
-        bundles = list(home.glob("apps/*/client"))
-        assert bundles
-        for bundle in bundles:
-            files = {path.name for path in bundle.rglob("*.py")}
-            assert files == {"__init__.py", "app.py"}
+    """Only this machine reaches the ports, only in TLS, only with a key that was admitted."""
+    for port in (federation.fleet, federation.control):
+        assert listening_addresses(port) == {"0100007F"}
+        assert speaks_tls(port, federation.server_kit / "ca.pem")
+    federation.start_site("stranger", federation.stranger)
+    federation.processes.wait_for(
+        "refusal of the stranger",
+        lambda: "may not be admitted" in federation.processes.log("stranger"),
+    )
+    assert "connected to the coordinator" not in federation.processes.log("stranger")
 
 
 def _check_logs(federation: LoopbackFederation) -> None:
@@ -125,12 +87,26 @@ def _check_logs(federation: LoopbackFederation) -> None:
         assert not [patient for patient in patients if patient in logs]
 
 
+def _check_commands(federation: LoopbackFederation) -> None:
+    """What coordinator and hospital read of it."""
+    status = federation.status()
+    assert {run["run"]: run["status"] for run in status["runs"]} == {
+        "plain-1": "finished",
+        "private-1": "finished",
+    }
+    assert {site["status"] for site in status["sites"]} == {"online"}
+    for site in federation.sites:
+        runs = json.loads(federation.medfusion("site", "runs", site, "--json"))
+        assert len(runs["runs"]) == 2
+        assert federation.medfusion("site", "log", site)
+
+
 def _check_end(federation: LoopbackFederation) -> None:
     codes = federation.processes.stop()
     assert not federation.processes.alive()
-    for site in federation.sites:
-        assert codes[f"node-{site.name}"] == 0
-        assert not federation.socket(site.name).exists()
+    assert codes["server"] == 0
+    assert [codes[site.name] for site in federation.sites] == [0, 0, 0]
+    assert not list(Path(tempfile.gettempdir()).glob("medfusion-*/node.sock"))
 
 
 def _rounds(folder: Path) -> list[dict[str, Any]]:
