@@ -1,5 +1,6 @@
 """What a Node answers and what it refuses, asked directly."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from medfusion.config import load_config
 from medfusion.data.site_data import load_site_data
 from medfusion.data.thresholds import feature_label_histograms, first_study_per_patient
 from medfusion.errors import ConfigError, FederationError
+from medfusion.federation.versions import own_version
 from medfusion.models.contract import trainable_state
 from medfusion.models.saved import load_model
 from medfusion.transport.arrays import from_record, to_record
@@ -212,7 +214,9 @@ def test_a_model_that_does_not_fit_is_refused(cohort, tmp_path, damage):
 def test_unknown_settings_from_the_wire_are_refused(cohort, tmp_path):
     asker = Asker(cohort, tmp_path)
     content = request_content(Request(settings=asker.settings))
-    content[CONFIG] = ConfigRecord({"request": '{"settings": {"code": "import os"}}'})
+    content[CONFIG] = ConfigRecord(
+        {"request": json.dumps({"version": own_version(), "settings": {"code": "import os"}})}
+    )
     assert isinstance(read_error(asker.node.handle("train", content)), ConfigError)
     assert "unknown request" in str(read_error(asker.node.handle("exec", content)))
 
