@@ -122,7 +122,7 @@ def _free_ports() -> tuple[int, int]:
 def _program(name: str, *arguments: str) -> "Program":
     from medfusion.supervision.supervisor import Program
 
-    return Program(name=name, command=(sys.executable, "-P", "-m", "medfusion", *arguments))
+    return Program(name=name, command=(sys.executable, "-P", "-m", "medfusion.cli", *arguments))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,10 @@ class LoopbackFederation:
         """Wait until a run has its results; fail with the logs if it failed."""
 
         def ended() -> bool:
-            if (folder / "summary.json").exists():
-                return True
+            for _ in range(50):  # a look at the file is free, a command takes seconds
+                if (folder / "summary.json").exists():
+                    return True
+                time.sleep(0.1)
             (run,) = (run for run in self.status()["runs"] if run["run"] == folder.name)
             assert run["status"] != "failed", f"{run['why']}\n{self.processes.tails()}"
             return False

@@ -69,7 +69,9 @@ def _check_models(
 def _check_access(federation: LoopbackFederation) -> None:
     """Only this machine reaches the ports, only in TLS, only with a key that was admitted."""
     for port in (federation.fleet, federation.control):
-        assert listening_addresses(port) == {"0100007F"}
+        addresses = listening_addresses(port)
+        assert addresses
+        assert addresses <= _LOOPBACK
         assert speaks_tls(port, federation.server_kit / "ca.pem")
     federation.start_site("stranger", federation.stranger)
     federation.processes.wait_for(
