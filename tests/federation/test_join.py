@@ -176,7 +176,7 @@ def test_a_public_key_has_one_spelling(kit: Path, change) -> None:
     path = join(kit, now=NOW).request
     data = json.loads(path.read_text())
     path.write_text(json.dumps(data | {"public_key": change(data["public_key"])}))
-    with pytest.raises(ConfigError, match="public_key"):
+    with pytest.raises(ConfigError, match=r"public_key( =|:) "):
         JoinRequest.read(path)
 
 

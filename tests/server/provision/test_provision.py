@@ -15,6 +15,8 @@ from medfusion.federation.nodes import NodeList
 from medfusion.folder_lock import held_alone
 from server.provision import provision as module
 from server.provision import steps
+from server.provision.authority import Authority
+from server.provision.private_keys import read_key
 
 SECRETS = ("authority/ca.key", "server/server.key", "server/signing.key")
 DAY = timedelta(days=1)
@@ -344,6 +346,17 @@ def test_another_key_in_the_place_of_one_is_noticed(federation: Federation, name
         return
     with pytest.raises(ConfigError, match="is not the key"):
         federation.provision(renew=True)
+
+
+def test_a_certificate_of_another_authority_is_replaced(federation: Federation) -> None:
+    federation.provision()
+    other = Authority.create(federation.folder / "other", federation="covid-icu", now=NOW)
+    server = ServerKit.read(federation.out / "server", now=NOW)
+    key = read_key(server.server_key).public_key()
+    foreign = other.issue(key, server.host, now=NOW, expires=server.expires)
+    server.server_certificate.write_bytes(foreign)
+    assert federation.actions()["server certificate"] == "changed"
+    assert server.server_certificate.read_bytes() != foreign
 
 
 def test_a_kit_that_was_changed_is_made_again(federation: Federation) -> None:
