@@ -11,6 +11,7 @@ from server.deployment.runs import Runs
 log = logging.getLogger("medfusion.server")
 
 _LOOK_SECONDS = 5.0
+_CRASH_LOOK_SECONDS = 20.0  # asking Flower takes a process of two seconds
 _SILENCE_SECONDS = 60.0  # after a start, in which the server may not answer yet
 
 
@@ -21,6 +22,7 @@ class Caretaker:
         self._registry = registry
         self._runs = runs
         self._told = ""
+        self._crashes_due = 0.0
 
     def run(self, ended: threading.Event) -> None:
         """Look until ``ended`` is set; what fails is tried again."""
@@ -28,12 +30,17 @@ class Caretaker:
         while not ended.wait(_LOOK_SECONDS if self._told else 0.5):
             try:
                 self._registry.bring_up_to_date()
-                for name in self._runs.resume_crashed():
-                    log.warning("run %s: its app was lost; it goes on", name)
+                self._look_for_crashes()
                 self._tell("looking after nodes and runs", logging.INFO)
             except MedFusionError as error:
                 if time.monotonic() - started > _SILENCE_SECONDS:
                     self._tell(str(error), logging.ERROR)
+
+    def _look_for_crashes(self) -> None:
+        if time.monotonic() >= self._crashes_due:
+            for name in self._runs.resume_crashed():
+                log.warning("run %s: its app was lost; it goes on", name)
+            self._crashes_due = time.monotonic() + _CRASH_LOOK_SECONDS
 
     def _tell(self, text: str, level: int) -> None:
         """Log what is new only."""

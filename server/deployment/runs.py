@@ -139,11 +139,10 @@ class Runs:
 
     def resume_crashed(self) -> list[str]:
         """Let runs go on whose app was killed or lost its machine; return their names."""
-        if not self.names():
-            return []
-        told = self._flower.runs()
+        open_runs = [name for name in self.names() if not self._is_over(name)]
+        told = self._flower.runs() if open_runs else {}
         found = []
-        for name in self.names():
+        for name in open_runs:
             state = self.state(name, told)
             if state.status == "crashed":
                 record = self._record(self.folder(name))
@@ -152,6 +151,11 @@ class Runs:
                 self._start(self.folder(name), record | {"crashes": crashes})
                 found.append(name)
         return found
+
+    def _is_over(self, name: str) -> bool:
+        """Whether a run is finished or stopped, which needs no word of Flower's."""
+        folder = self._folder / name
+        return (folder / "summary.json").exists() or bool(self._record(folder)["stopped"])
 
     def _start(self, folder: Path, record: dict[str, Any]) -> None:
         config = load_config(folder / "config.toml")
