@@ -1,4 +1,4 @@
-"""One user of a folder at a time."""
+"""One user of a folder at a time, and one writer of a file."""
 
 import fcntl
 import os
@@ -24,6 +24,23 @@ def held_alone(folder: Path, otherwise: MedFusionError) -> Iterator[None]:
     except BlockingIOError:
         raise otherwise from None
     else:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a lock file for a moment, waiting for whoever else does: a Node, or a command.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -42,7 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
     settings = run_settings(config, task)
     with RunProgress(Console(stderr=True)) as progress:
-        receipts = Receipts(None if simulated else folder / FILE_NAME)
+        # Beside the run folders: what one run has seen of a ledger, the next one knows.
+        receipts = Receipts(None if simulated else folder.parent / FILE_NAME)
         roster = call_roll(grid, config, task, warn=progress.warn, receipts=receipts)
         plans = {}
         for name, site in roster.sites.items():

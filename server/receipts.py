@@ -1,7 +1,7 @@
 """The receipts that the coordinator keeps: how far each site's ledger was when it last answered.
 
-See `medfusion.privacy.ledger_receipt` for what they find. They lie in a file, since a site may be
-put back while the coordinator is down.
+See `medfusion.privacy.ledger_receipt` for what they find. They lie in a file that a coordinator's
+runs share, since a site may be put back while the coordinator is down, or between two runs.
 """
 
 import json
@@ -12,6 +12,7 @@ from flwr.app import Message, RecordDict
 
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import ConfigError, DataError
+from medfusion.folder_lock import one_at_a_time
 from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.transport.requests import RECEIPT, receipt_record
 
@@ -24,8 +25,8 @@ class Receipts:
     Parameters
     ----------
     path
-        File that keeps them, also across runs if they share it. None for a simulation with
-        scratch ledgers, which are not to outlast it.
+        File that keeps them; runs that go on at the same time may share it. None for a
+        simulation with scratch ledgers, which are not to outlast it.
 
     Raises
     ------
@@ -35,16 +36,7 @@ class Receipts:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._kept: dict[str, Receipt] = {}
-        if path is not None and path.exists():
-            try:
-                sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
-                self._kept = {name: Receipt.parse(sites[name], where=name) for name in sites}
-            except (ValueError, KeyError, TypeError, ConfigError):
-                raise DataError(
-                    f"{path}: expected the receipts of the sites' ledgers, found a damaged file; "
-                    "restore it from a backup"
-                ) from None
+        self._kept: dict[str, Receipt] = {} if path is None else _read(path)
 
     def take(self, told: Iterable[tuple[str, Receipt]], *, begin: bool = True) -> None:
         """Keep what sites, by name, told, unless more of a ledger was seen before.
@@ -60,17 +52,28 @@ class Receipts:
         begin
             Whether to keep that of a site of which none is kept yet.
         """
-        before = dict(self._kept)
+        if self._path is None:
+            self._merge(told, begin=begin)
+            return
+        make_folder(self._path.parent)  # the first thing a run writes
+        with one_at_a_time(self._path.with_suffix(".lock")):
+            self._kept = before = _read(self._path)  # another run may have got further
+            self._merge(told, begin=begin)
+            if self._kept != before:
+                sites = {name: kept.model_dump() for name, kept in sorted(self._kept.items())}
+                write_json(self._path, {"schema": 1, "sites": sites}, durable=True)
+
+    def _merge(self, told: Iterable[tuple[str, Receipt]], *, begin: bool) -> None:
+        kept_now = dict(self._kept)
         for name, receipt in told:
-            kept = self._kept.get(name)
+            kept = kept_now.get(name)
             if kept is None:
                 further = begin
             else:
                 further = kept.uuid == receipt.uuid and kept.count < receipt.count
             if further:
-                self._kept[name] = receipt
-        if self._kept != before:
-            self._save()
+                kept_now[name] = receipt
+        self._kept = kept_now
 
     def shown_to(self, name: str, message: Message) -> Message:
         """Return the message with the site's receipt, which no other site gets to see."""
@@ -83,10 +86,16 @@ class Receipts:
             content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
         )
 
-    def _save(self) -> None:
-        """Bring all to the disk before anything is built on the reply."""
-        if self._path is None:
-            return
-        sites = {name: receipt.model_dump() for name, receipt in sorted(self._kept.items())}
-        make_folder(self._path.parent)  # the first thing a run writes
-        write_json(self._path, {"schema": 1, "sites": sites}, durable=True)
+
+def _read(path: Path) -> dict[str, Receipt]:
+    """Return what a file keeps; nothing if there is none."""
+    try:
+        sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
+        return {name: Receipt.parse(sites[name], where=name) for name in sites}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, ConfigError):
+        raise DataError(
+            f"{path}: expected the receipts of the sites' ledgers, found a damaged file; "
+            "restore it from a backup"
+        ) from None

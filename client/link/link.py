@@ -20,7 +20,7 @@ from medfusion.atomic_files import write_json
 log = logging.getLogger("medfusion.link")
 
 # Between two looks for messages: a tenth of the time since the last one, within these seconds.
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _FIRST_RETRY, _LAST_RETRY = 1.0, 15.0  # seconds between two tries to reach the coordinator
 _BEAT_SECONDS = 10.0
 _TRIES = 5  # times that a message is put to a Node that dies of it

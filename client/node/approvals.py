@@ -14,9 +14,9 @@ from typing import Any, Literal
 from client.node.audit_log import AuditLog
 from client.node.run_summary import RunSummary
 from client.node.state import NodeState
-from client.node.state_lock import one_at_a_time
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import ConfigError, FederationError, UsageError, WaitingError
+from medfusion.folder_lock import one_at_a_time
 from medfusion.options import FileSchema, Options
 from medfusion.transport.requests import RunSettings
 

@@ -29,9 +29,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from client.node.state_lock import one_at_a_time
 from medfusion.atomic_files import sync, write_json
 from medfusion.errors import AuditLogError
+from medfusion.folder_lock import one_at_a_time
 
 EventKind = Literal[
     "started", "seen", "approved", "denied", "answered", "refused", "delivered", "repaired"

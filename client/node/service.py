@@ -1,13 +1,13 @@
-"""The Node as a service: gRPC over a Unix socket, for the relay that Flower starts.
+"""The Node as a service: gRPC over a Unix socket, for the link to the coordinator.
 
 ::
 
     python -P -m client.node.service SITE_FOLDER --kit KIT --socket PATH [--group NAME]
 
 ``-P`` keeps the current folder off the import path: the Node must run from the installed
-package, never from a bundle that the coordinator sent. The socket belongs to the Node's OS user
-alone (mode 0600), or to the members of a group as well (0660): the relay runs as a user who is
-in that group and can read neither the site's files nor its state.
+package. The socket belongs to the Node's OS user alone (mode 0600), or to the members of a group
+as well (0660): the link runs as a user who is in that group and can read neither the site's files
+nor its state.
 """
 
 import argparse

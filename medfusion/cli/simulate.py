@@ -22,7 +22,6 @@ _DEMO = (  # what trains in two to five minutes on two cores: few steps, large b
     "training.momentum=0.9",
     "training.learning_rate=1.5",
     # The budget pays for what is linear in fixed features; the network's noise is kept small.
-    "model.linear_path=true",
     "training.rate_multipliers={image=0.05, tabular=0.05, text=0.05, head=0.05}",
 )
 

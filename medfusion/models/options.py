@@ -99,7 +99,7 @@ class MedFusionNetOptions(Options):
     gating: Literal["none", "token"] = "none"
     auxiliary_heads: float = Field(default=0.0, ge=0)
     masked_labels: float = Field(default=0.0, ge=0, lt=1)
-    linear_path: bool = False
+    linear_path: bool = True
     text: TextOptions = TextOptions()
 
     @field_validator("size", mode="before")

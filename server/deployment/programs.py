@@ -37,10 +37,9 @@ def server_programs(kit: ServerKit, flower: Flower, state: Path, *, bind: str) -
         *("--runtime-api-address", f"localhost:{kit.control_port}"),
         *("--root-certificates", str(kit.ca)),
     )
-    quick = {**flower.environment, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
     return [
         Program(name="superlink", command=link, environment=flower.environment),
-        Program(name="superexec", command=executor, environment=quick),
+        Program(name="superexec", command=executor, environment=flower.environment),
     ]
 
 

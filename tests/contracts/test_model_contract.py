@@ -43,7 +43,7 @@ assert B not in {K, L, T, 3 + L, 32, 1, len(TASK.features)}
 CASES = {
     "logistic": LogisticOptions(),
     "logistic_of_all": LogisticOptions(modalities=("image", "tabular", "text")),
-    "linear_path": MedFusionNetOptions(linear_path=True),
+    "without_linear_path": MedFusionNetOptions(linear_path=False),
     "default": MedFusionNetOptions(),
     "small": MedFusionNetOptions(size="small"),
     "image": MedFusionNetOptions(modalities=("image",)),

@@ -175,3 +175,13 @@ def test_a_malformed_receipt_costs_its_site_the_round(federation):
     statuses = [line["sites"] for line in outcome.progress.rounds]
     assert {sites["west"]["status"] for sites in statuses} == {"failed"}
     assert {sites["east"]["status"] for sites in statuses} == {"ok"}
+
+
+def test_runs_that_go_on_at_the_same_time_share_the_file(tmp_path):
+    path = tmp_path / FILE_NAME
+    one, other = Receipts(path), Receipts(path)
+    one.take([("north", receipt(5)), ("south", receipt(2, uuid="two"))])
+    other.take([("north", receipt(4)), ("south", receipt(3, uuid="two"))])
+    for seen in (other, Receipts(path)):
+        assert shown(seen, "north") == receipt(5)
+        assert shown(seen, "south") == receipt(3, uuid="two")

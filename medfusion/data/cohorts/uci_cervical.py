@@ -111,4 +111,6 @@ def read(src: Path) -> Cohort:
         rounds=40,
         # The labels are rare, at some sites very: plain cross-entropy learned less.
         training={"schedule": "cosine", "loss": {"name": "focal"}},
+        # Without images or notes the linear path added nothing here.
+        sections={"model": {"linear_path": False}},
     )
