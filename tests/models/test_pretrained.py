@@ -276,15 +276,15 @@ def test_what_stands_for_other_things_starts_afresh(tmp_path):
     assert same(other_columns, first, "head.queries") == {True}
     assert True not in same(other_columns, first, "tabular.maps")
     assert True not in same(image_only, first, "head.queries")
-    assert other_labels.origin.endswith("drawn afresh: head, tabular")
+    assert other_labels.origin.endswith("drawn afresh: head, linear, tabular")
 
 
 def test_the_linear_path_goes_on_where_its_features_are_the_same(tmp_path):
-    options = MedFusionNetOptions(linear_path=True)
+    options = MedFusionNetOptions()
     task = make_task(pixels=64)
     first = trained(options, task)
     folder = str(save(tmp_path / "model", first, options, task))
-    choice = {"size": "tiny", "init": folder, "linear_path": True}
+    choice = {"size": "tiny", "init": folder}
     again = build(task, **choice)
     larger = build(make_task(pixels=120), **choice)  # as many octaves, of other scales
     other_columns = build(make_task(pixels=64, features=("dose",)), **choice)

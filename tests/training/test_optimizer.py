@@ -121,10 +121,10 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
     )
     net = MedFusionNetOptions
     for options, parts in (
-        (net(text=TextOptions(freeze=False)), set(PARTS)),
-        (net(gating="token", auxiliary_heads=0.3, head="pooled"), set(PARTS)),
-        (net(modalities=("image",), size="small"), {"image", "head"}),
-        (net(linear_path=True), {*PARTS, "linear"}),
+        (net(text=TextOptions(freeze=False)), {*PARTS, "linear"}),
+        (net(gating="token", auxiliary_heads=0.3, head="pooled"), {*PARTS, "linear"}),
+        (net(modalities=("image",), size="small"), {"image", "head", "linear"}),
+        (net(linear_path=False), set(PARTS)),
         (LogisticOptions(), {"linear", "head"}),
     ):
         model = build_model(options, task, seed=0)
@@ -141,7 +141,7 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
 
 def test_parts_are_told_by_the_modalities_of_the_model() -> None:
     names = {part_of(name) for name in trainable_state(make_model(modalities=("tabular",)))}
-    assert names == {"tabular", "head"}
+    assert names == {"tabular", "head", "linear"}
     encoder = dict(make_model().named_parameters())
     assert {part_of(n) for n in encoder if n.startswith(("text.", "text_encoder."))} == {"text"}
     assert part_of("imageless.weight") == "head"
