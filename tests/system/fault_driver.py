@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from client.node.simulated import simulated_secret
 
-ROUNDS = 6
-SITE = "site1"  # the one that things happen to; write_cohort names them so
+ROUNDS = 4
+SITE = "alder"  # the one that things happen to
 SETTINGS = (
     f"run.rounds={ROUNDS}",
-    "training.steps=60",  # a round takes long enough to be hit in its middle
+    "training.steps=16",  # a round takes long enough to be hit in its middle
     "privacy.target_epsilon=8",
     "server.round_timeout=300",
 )
