@@ -140,7 +140,7 @@ def exchange(
             seconds = time.monotonic() - start
             if not reply.has_error():
                 replies.bytes_up += content_bytes(reply.content)
-            error = _error_of(name, reply, check)
+            error = error_of(name, reply, check)
             if error is None:
                 good[name] = reply
             else:
@@ -221,7 +221,7 @@ def _value_bytes(value: object) -> int:
     return len(value) if isinstance(value, bytes) else 8
 
 
-def _error_of(name: str, reply: Message, check: Check) -> MedFusionError | None:
+def error_of(name: str, reply: Message, check: Check) -> MedFusionError | None:
     """Return what is wrong with a reply; whatever a reply holds, it raises nothing."""
     if reply.has_error():
         cause = reply.error.reason or reply.error.code

@@ -25,9 +25,9 @@ SETTINGS = (
     f"run.rounds={ROUNDS}",
     "training.steps=16",  # a round takes long enough to be hit in its middle
     "privacy.target_epsilon=8",
-    "server.round_timeout=300",
+    "server.round_timeout=900",
 )
-_PATIENCE = 120.0
+_PATIENCE = 400.0
 
 
 @dataclass(frozen=True)
