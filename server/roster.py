@@ -18,7 +18,7 @@ from medfusion.transport.requests import (
     read_reply,
     request_content,
 )
-from server.exchange import NoReplyError, broadcast, exchange
+from server.exchange import PATIENCE_SECONDS, NoReplyError, broadcast, exchange
 from server.receipts import Receipts
 
 
@@ -95,6 +95,7 @@ def call_roll(
             timeout=timeout,
             check=check,
             on_reply=on_reply,
+            patience=PATIENCE_SECONDS,
         )
         replies.require(config.server.min_sites)
         found = {int(node): read_description(node, r) for node, r in replies.good.items()}
