@@ -20,9 +20,10 @@ from medfusion.models.local_files import local_files_sha256
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
 from server.receipts import FILE_NAME, Receipts
-from server.results import model_card, write_results
+from server.results import SUMMARY, model_card, write_results
 from server.roster import Roster, call_roll
 from server.rounds import RoundLoop
+from server.run_lock import working_on
 from server.run_state import RunContext, run_settings
 from server.strategies import build_strategy
 
@@ -33,8 +34,17 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation from roll call to report."""
     logging.getLogger("flwr").setLevel(logging.WARNING)  # the strategies log each step
-    config = load_config(Path(str(context.run_config["config"])))
     folder = Path(str(context.run_config["out"]))
+    if bool(context.run_config.get("simulated", False)):
+        _run(grid, context, folder)
+        return
+    with working_on(folder, context.run_id):
+        if not (folder / SUMMARY).exists():  # else another app has finished it meanwhile
+            _run(grid, context, folder)
+
+
+def _run(grid: Grid, context: Context, folder: Path) -> None:
+    config = load_config(Path(str(context.run_config["config"])))
     simulated = bool(context.run_config.get("simulated", False))
     signature = str(context.run_config.get("signature", "")) or None
     task = Task.load(config.run.task)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from medfusion.errors import MedFusionError
+from medfusion.errors import FederationError, MedFusionError
 from server.deployment.node_registry import NodeRegistry
 from server.deployment.runs import Runs
 
@@ -31,7 +31,9 @@ class Caretaker:
                 for name in self._runs.resume_crashed():
                     log.warning("run %s: its app was lost; it goes on", name)
                 self._tell("looking after nodes and runs", logging.INFO)
-            except MedFusionError as error:
+            except Exception as error:  # whoever looks after the rest must not fall over
+                if not isinstance(error, MedFusionError):
+                    error = FederationError(f"{type(error).__name__}: {error}")
                 if time.monotonic() - started > _SILENCE_SECONDS:
                     self._tell(str(error), logging.ERROR)
 
