@@ -17,13 +17,13 @@ from rich.console import Console
 from medfusion.config import load_config
 from medfusion.data.task import Task
 from medfusion.models.local_files import local_files_sha256
-from medfusion.privacy.run_plan import run_plan
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
 from server.receipts import FILE_NAME, Receipts
-from server.results import model_card, write_results
+from server.results import SUMMARY, model_card, write_results
 from server.roster import Roster, call_roll
 from server.rounds import RoundLoop
+from server.run_lock import working_on
 from server.run_state import RunContext, run_settings
 from server.strategies import build_strategy
 
@@ -34,8 +34,17 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation from roll call to report."""
     logging.getLogger("flwr").setLevel(logging.WARNING)  # the strategies log each step
-    config = load_config(Path(str(context.run_config["config"])))
     folder = Path(str(context.run_config["out"]))
+    if bool(context.run_config.get("simulated", False)):
+        _run(grid, context, folder)
+        return
+    with working_on(folder, context.run_id):
+        if not (folder / SUMMARY).exists():  # else another app has finished it meanwhile
+            _run(grid, context, folder)
+
+
+def _run(grid: Grid, context: Context, folder: Path) -> None:
+    config = load_config(Path(str(context.run_config["config"])))
     simulated = bool(context.run_config.get("simulated", False))
     signature = str(context.run_config.get("signature", "")) or None
     task = Task.load(config.run.task)
@@ -45,16 +54,13 @@ def main(grid: Grid, context: Context) -> None:
         # Beside the run folders: what one run has seen of a ledger, the next one knows.
         receipts = Receipts(None if simulated else folder.parent / FILE_NAME)
         roster = call_roll(grid, config, task, warn=progress.warn, receipts=receipts)
-        plans = {}
+        run = RunContext(grid, config, task, roster, {}, receipts, folder, simulated, signature)
         for name, site in roster.sites.items():
-            plan = run_plan(settings, task, patients_public=site.patients_public, delta=site.delta)
-            if plan is not None:
-                plans[name] = plan
-                for warning in plan.warnings:
-                    progress.warn(f"site {name}: {warning}")
-        run = RunContext(grid, config, task, roster, plans, receipts, folder, simulated, signature)
+            for warning in run.plan_for(site):
+                progress.warn(f"site {name}: {warning}")
         files = local_files_sha256(config.model, task)
-        fingerprint = _fingerprint(settings.run_id, roster, simulated=simulated, files=files)
+        fixed = roster if simulated or config.server.client_dp is not None else None
+        fingerprint = _fingerprint(settings.run_id, fixed, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)
         loop = RoundLoop(run, strategy, store, progress)
         outcome = loop.run()
@@ -64,12 +70,14 @@ def main(grid: Grid, context: Context) -> None:
         write_results(run, outcome, card)
 
 
-def _fingerprint(run_id: str, roster: Roster, *, simulated: bool, files: str) -> str:
+def _fingerprint(run_id: str, roster: Roster | None, *, simulated: bool, files: str) -> str:
     """Name what must not change between a run and its resumption.
 
-    ``files`` is the digest of files that the settings only name; empty without.
+    ``roster`` holds the sites if they must be the same ones; ``files`` is the digest of files that
+    the settings only name, empty without.
     """
-    sites = {name: site.patients_public for name, site in roster.sites.items()}
+    known = roster.sites if roster else {}
+    sites = {name: site.patients_public for name, site in known.items()}
     parts = [run_id, simulated, sites, files]
     content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -1,11 +1,13 @@
 """Sends requests to sites and gathers their replies, by name and in a fixed order."""
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from flwr.app import Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from medfusion.errors import (
@@ -16,17 +18,15 @@ from medfusion.errors import (
     WaitingError,
 )
 from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
+from server.silence import GONE, Silence
+
+log = logging.getLogger("medfusion.server")
 
 # Between two looks for replies: a fiftieth of the time waited so far, within these seconds.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
 
 _ASK_AGAIN_SECONDS = 5.0  # until a site is asked again whose people have not approved the run
-
-_GONE = (
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-)
+PATIENCE_SECONDS = 60.0  # of a deployment's coordinator with a site that is silent
 
 
 class NoReplyError(FederationError):
@@ -64,6 +64,11 @@ class Replies:
     def waiting(self) -> list[str]:
         """Names of the failed sites that wait for their people to approve the run."""
         return [name for name, error in self.failed.items() if isinstance(error, WaitingError)]
+
+    @property
+    def gone(self) -> list[str]:
+        """Names of the failed sites that did not answer; each may come back."""
+        return [name for name, error in self.failed.items() if isinstance(error, NoReplyError)]
 
     def sites(self) -> dict[str, dict[str, object]]:
         """Status (ok, waiting, failed) and seconds per site, for ``rounds.jsonl``."""
@@ -106,6 +111,7 @@ def exchange(
     timeout: float,
     check: Check = lambda name, reply: None,
     on_reply: OnReply = lambda name, seconds, error: None,
+    patience: float = math.inf,
 ) -> Replies:
     """Send messages and wait for their replies, at most ``timeout`` seconds.
 
@@ -121,37 +127,46 @@ def exchange(
         Raises on a reply (of the site named) that is not to be used.
     on_reply
         Is told of each site's name, seconds and error; what it raises ends the exchange.
+    patience
+        Seconds of silence after which a site is asked whether it has lost its message; it gets
+        the message again if so. Sound only where a site answers its messages in their order.
     """
     start = time.monotonic()
     replies = Replies(bytes_down=sum(content_bytes(message.content) for message in messages))
-    identifiers = list(grid.push_messages(messages))
-    pending = {
-        identifier: names.get(message.metadata.dst_node_id, str(message.metadata.dst_node_id))
-        for identifier, message in zip(identifiers, messages, strict=True)
-    }
+    pending = dict(zip(grid.push_messages(messages), messages, strict=True))
+    silence = Silence(grid, patience)
     good: dict[str, Message] = {}
     late = False
     while pending and not late:
         looked = time.monotonic()
         late = looked - start >= timeout
-        arrived = list(grid.pull_messages(list(pending)))
+        arrived = list(grid.pull_messages([*pending, *silence.questions]))
+        lost = silence.lost(arrived)
         for reply in arrived:
-            name = pending.pop(reply.metadata.reply_to_message_id)
+            request = pending.pop(reply.metadata.reply_to_message_id, None)
+            if request is None:  # the answer to a question
+                continue
+            name = _name(request, names)
             seconds = time.monotonic() - start
             if not reply.has_error():
                 replies.bytes_up += content_bytes(reply.content)
-            error = _error_of(name, reply, check)
+            error = error_of(name, reply, check)
             if error is None:
                 good[name] = reply
             else:
                 replies.failed[name] = error
             replies.seconds[name] = seconds
             on_reply(name, seconds, error)
+        for identifier in pending.keys() & set(lost):
+            again = _anew(pending.pop(identifier))
+            pending |= zip(grid.push_messages([again]), [again], strict=True)
+            log.warning("site %s had lost its message; it is asked again", _name(again, names))
+        silence.ask(pending)
         now = time.monotonic()
         pause = min(max((now - start) / 50, _SHORTEST_PAUSE), _LONGEST_PAUSE)
         if not (arrived or late) and now - looked < pause:  # a grid may have waited for us
             time.sleep(pause - (now - looked))
-    for name in pending.values():
+    for name in (_name(request, names) for request in pending.values()):
         silent = NoReplyError(f"no reply within {timeout:.0f} s")
         replies.failed[name] = silent
         replies.seconds[name] = timeout
@@ -170,25 +185,43 @@ def exchange_with_quorum(
     timeout: float,
     check: Check = lambda name, reply: None,
     on_reply: OnReply = lambda name, seconds, error: None,
+    patience: float = math.inf,
 ) -> Replies:
-    """Exchange messages; while the quorum hangs on sites that wait for approval, ask them again.
+    """Exchange messages; while the quorum hangs on some sites, ask them again.
 
+    These are sites that wait for approval, and sites that were cut off and have come back: what
+    they had answered meanwhile is lost, but a Node answers the same request with the same reply.
     They are asked again for at most ``timeout`` seconds, as long as they can make up the quorum;
-    one that is approved meanwhile has the whole ``timeout`` to answer. With the quorum there, who
-    waits sits this exchange out. Other parameters are those of `exchange`.
+    one that is approved meanwhile has the whole ``timeout`` to answer. With the quorum there, they
+    sit this exchange out. Other parameters are those of `exchange`.
     """
     end = time.monotonic() + timeout
-    by_name = {names[message.metadata.dst_node_id]: message for message in messages}
-    replies = exchange(grid, messages, names, timeout=timeout, check=check, on_reply=on_reply)
-    while len(replies.good) < quorum <= len(replies.good) + len(replies.waiting):
+    asked = {names[message.metadata.dst_node_id]: message for message in messages}
+    ask = partial(
+        exchange,
+        grid,
+        names=names,
+        timeout=timeout,
+        check=check,
+        on_reply=on_reply,
+        patience=patience,
+    )
+    replies = ask(messages)
+    while len(replies.good) < quorum <= len(replies.good) + len(replies.waiting + replies.gone):
         left = end - time.monotonic()
         if left <= 0:
             break
         time.sleep(min(_ASK_AGAIN_SECONDS, left))
-        again = [_anew(by_name[name]) for name in replies.waiting]
-        later = exchange(grid, again, names, timeout=timeout, check=check, on_reply=on_reply)
-        replies = replies.followed_by(later)
+        present = set(grid.get_node_ids()) if replies.gone else set()
+        back = [name for name in replies.gone if asked[name].metadata.dst_node_id in present]
+        again = [_anew(asked[name]) for name in (*replies.waiting, *back)]
+        replies = replies.followed_by(ask(again))
     return replies
+
+
+def _name(message: Message, names: Mapping[int, str]) -> str:
+    node = message.metadata.dst_node_id
+    return names.get(node, str(node))
 
 
 def _anew(message: Message) -> Message:
@@ -221,11 +254,11 @@ def _value_bytes(value: object) -> int:
     return len(value) if isinstance(value, bytes) else 8
 
 
-def _error_of(name: str, reply: Message, check: Check) -> MedFusionError | None:
+def error_of(name: str, reply: Message, check: Check) -> MedFusionError | None:
     """Return what is wrong with a reply; whatever a reply holds, it raises nothing."""
     if reply.has_error():
         cause = reply.error.reason or reply.error.code
-        kind = NoReplyError if reply.error.code in _GONE else FederationError
+        kind = NoReplyError if reply.error.code in GONE else FederationError
         return kind(f"the relay failed ({cause})")
     try:
         error = read_error(reply.content)

@@ -11,6 +11,8 @@ from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
 from server.run_state import Outcome, RunContext
 
+SUMMARY = "summary.json"
+
 
 def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
     """Return the content of ``model.json``: all that is needed to use the model, and its price."""
@@ -58,7 +60,7 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
     from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
 
     build_report(folder, summary=summary)
-    write_json(folder / "summary.json", summary, durable=True)
+    write_json(folder / SUMMARY, summary, durable=True)
 
 
 def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:

@@ -18,16 +18,29 @@ from medfusion.transport.requests import (
     read_reply,
     request_content,
 )
-from server.exchange import NoReplyError, broadcast, exchange
+from server.exchange import PATIENCE_SECONDS, NoReplyError, broadcast, exchange
 from server.receipts import Receipts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Roster:
-    """Node ids by site name and back, both in the order of the names."""
+    """The sites of a run, and the names of those that a node stands for; in the names' order."""
 
     sites: dict[str, SiteDescription]
     names: dict[int, str]
+
+    def node_of(self, name: str) -> int | None:
+        """Return the node of a site; None if none has come yet."""
+        return next((node for node, site in self.names.items() if site == name), None)
+
+    def add(self, site: SiteDescription, *, node: int | None) -> None:
+        """Add a site, or give one that is known another node."""
+        sites = self.sites | {site.site: site}
+        nodes = {name: known for known, name in self.names.items()}
+        if node is not None:
+            nodes[site.site] = node
+        self.sites = {name: sites[name] for name in sorted(sites)}
+        self.names = {nodes[name]: name for name in sorted(nodes)}
 
     @property
     def nodes(self) -> list[int]:
@@ -45,9 +58,9 @@ def call_roll(
 ) -> Roster:
     """Wait for the quorum, ask every node who it is, and refuse what does not fit together.
 
-    The first answer that does not fit ends the roll call. A node that is silent is left out of
-    the run, and ``warn`` is told. The ledgers' receipts go to ``receipts``, those of refused sites
-    too.
+    The first answer that does not fit ends the roll call. A node that is silent is left out,
+    until it answers (`server.latecomers`), and ``warn`` is told. The ledgers' receipts go to
+    ``receipts``, those of refused sites too.
 
     Raises
     ------
@@ -63,14 +76,14 @@ def call_roll(
     told: list[tuple[str, Receipt]] = []
 
     def check(node: str, reply: Message) -> None:
-        site = _description(node, reply)
+        site = read_description(node, reply)
         if receipt := read_receipt(reply.content):
             told.append((site.site, receipt))
-        _check_site(site, config, task)
+        check_site(site, config, task)
 
     def on_reply(node: str, seconds: float, error: MedFusionError | None) -> None:
         if isinstance(error, NoReplyError):
-            warn(f"node {node} is left out of this run: {error}")
+            warn(f"node {node} is left out for now: {error}")
         elif error is not None:
             raise type(error)(f"node {node}: {error}")
 
@@ -82,9 +95,10 @@ def call_roll(
             timeout=timeout,
             check=check,
             on_reply=on_reply,
+            patience=PATIENCE_SECONDS,
         )
         replies.require(config.server.min_sites)
-        found = {int(node): _description(node, reply) for node, reply in replies.good.items()}
+        found = {int(node): read_description(node, r) for node, r in replies.good.items()}
         roster = _roster(found)
     except MedFusionError:
         # Two sites may go by one name: whose a ledger is that was never seen is not known yet.
@@ -111,11 +125,21 @@ def _roster(found: dict[int, SiteDescription]) -> Roster:
     )
 
 
-def _description(node: str, reply: Message) -> SiteDescription:
+def read_description(node: str, reply: Message) -> SiteDescription:
+    """Return what a node says of itself; raises `ConfigError` if that cannot be read."""
     return SiteDescription.parse(read_reply(reply.content), where=f"reply of node {node}")
 
 
-def _check_site(site: SiteDescription, config: RunConfig, task: Task) -> None:
+def check_site(site: SiteDescription, config: RunConfig, task: Task) -> None:
+    """Refuse a site that does not fit the run.
+
+    Raises
+    ------
+    FederationError
+        If its task differs.
+    ConfigError
+        If the run asks for more epsilon than it allows.
+    """
     theirs = Task.parse(site.task, where=f"task of site {site.site!r}")
     if theirs.sha256 != task.sha256:
         raise FederationError(

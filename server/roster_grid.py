@@ -5,7 +5,7 @@ node that left in between; they would also draw a node that no roll call has che
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -29,10 +29,21 @@ class RosterGrid(Grid):
         How many sites must be connected.
     timeout
         How long to wait for them, in seconds.
+    look
+        Called before each look at who is connected; it may change the roster.
     """
 
-    def __init__(self, grid: Grid, roster: Roster, *, quorum: int, timeout: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        roster: Roster,
+        *,
+        quorum: int,
+        timeout: float,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
         self._grid = grid
+        self._look = look
         self._roster = roster
         self._quorum = quorum
         self._timeout = timeout
@@ -53,6 +64,7 @@ class RosterGrid(Grid):
     def _await_quorum(self) -> list[int]:
         deadline = time.monotonic() + self._timeout
         while True:
+            self._look()
             present = set(self._grid.get_node_ids())
             connected = [node for node in self._roster.nodes if node in present]
             if len(connected) >= self._quorum:
@@ -61,7 +73,7 @@ class RosterGrid(Grid):
             if left <= 0:
                 raise FederationError(
                     f"expected at least {self._quorum} connected sites (server.min_sites), found "
-                    f"{len(connected)} of the {len(self._roster.nodes)} that began the run; the "
+                    f"{len(connected)} of the {len(self._roster.sites)} that took part; the "
                     "same command resumes it"
                 )
             time.sleep(min(_PAUSE_SECONDS, left))

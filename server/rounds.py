@@ -38,8 +38,15 @@ from medfusion.transport.requests import (
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
-from server.exchange import Check, Replies, broadcast, exchange_with_quorum
+from server.exchange import (
+    PATIENCE_SECONDS,
+    Check,
+    Replies,
+    broadcast,
+    exchange_with_quorum,
+)
 from server.federated_metrics import federated_metrics
+from server.latecomers import Latecomers, facts_of, recall_sites
 from server.local_selection import fill_unselected
 from server.progress import RunProgress
 from server.reply_checks import check_histograms, check_mask, check_trained
@@ -70,6 +77,7 @@ class RoundLoop:
         self._client_dp = client_dp_of(context, self._settings.run_id)
         local = self._settings.selection.method == "local"
         self._columns = model.feature_rows() if local else {}
+        self._latecomers = Latecomers(context, show.warn)
 
     def run(self) -> Outcome:
         """Select, train for the configured rounds, evaluate; resume where a checkpoint stands.
@@ -88,6 +96,7 @@ class RoundLoop:
         if resumed:
             arrays, average = resumed.arrays, resumed.average or resumed.arrays
             state = Progress.from_json(resumed.progress, self._task)
+            recall_sites(self._context, state.sites)
             write_rounds(self._context.folder, state.rounds)
         else:
             arrays, average, state = self._start, self._start, Progress()
@@ -95,6 +104,7 @@ class RoundLoop:
         for number in range(done + 1, rounds + 1):
             arrays, average, line = self._round(number, arrays, average, state)
             state.rounds.append(line)
+            state.sites = facts_of(self._roster)
             kept = average if self._config.server.ema else None
             checkpoint = Checkpoint(number, arrays, state.to_json(), kept)
             self._store.save(checkpoint, self._strategy)
@@ -252,6 +262,7 @@ class RoundLoop:
             self._roster,
             quorum=server.min_sites,
             timeout=server.round_timeout,
+            look=self._latecomers.look,
         )
 
     def _exchange(
@@ -284,6 +295,7 @@ class RoundLoop:
                 timeout=self._config.server.round_timeout,
                 check=checked,
                 on_reply=on_reply,
+                patience=math.inf if self._context.simulated else PATIENCE_SECONDS,
             )
         finally:
             receipts.take(told)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,8 @@ from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.models.initial_weights import InitialWeights
 from medfusion.privacy.plan import DpPlan
-from medfusion.transport.requests import RunSettings
+from medfusion.privacy.run_plan import run_plan
+from medfusion.transport.requests import RunSettings, SiteDescription
 from server.receipts import Receipts
 from server.roster import Roster
 
@@ -46,11 +46,24 @@ class RunContext:
     config: RunConfig
     task: Task
     roster: Roster
-    plans: Mapping[str, DpPlan]
+    plans: dict[str, DpPlan]
     receipts: Receipts
     folder: Path
     simulated: bool
     signature: str | None = None
+
+    def plan_for(self, site: SiteDescription) -> tuple[str, ...]:
+        """Note what a site's part costs in privacy, if it does; return the plan's warnings."""
+        plan = run_plan(
+            run_settings(self.config, self.task),
+            self.task,
+            patients_public=site.patients_public,
+            delta=site.delta,
+        )
+        if plan is None:
+            return ()
+        self.plans[site.site] = plan
+        return tuple(plan.warnings)
 
 
 def run_settings(config: RunConfig, task: Task) -> RunSettings:
@@ -95,7 +108,8 @@ class Cost:
 class Progress:
     """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone.
 
-    ``selected`` names the sites whose histograms the selection was made from.
+    ``selected`` names the sites whose histograms the selection was made from; ``sites`` are the
+    public facts, but for the task, of all sites that took part so far.
     """
 
     selection: Selection | None = None
@@ -103,6 +117,7 @@ class Progress:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     histograms: Histograms = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns into an equal object."""
@@ -112,6 +127,7 @@ class Progress:
             "rounds": self.rounds,
             "histograms": {name: array.tolist() for name, array in self.histograms.items()},
             "cost": asdict(self.cost),
+            "sites": self.sites,
         }
 
     @classmethod
@@ -124,6 +140,7 @@ class Progress:
             rounds=data["rounds"],
             histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
             cost=Cost(**data["cost"]),
+            sites=data.get("sites", {}),
         )
 
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -47,6 +48,7 @@ class Link:
         self._contact: float | None = None
         self._messages = 0
         self._tries = 0
+        self._unkept: PullMessagesResponse | None = None  # given out once: not to be forgotten
         self._retry = _FIRST_RETRY
 
     def run(self) -> None:
@@ -61,10 +63,16 @@ class Link:
                 self._serve()
             except grpc.RpcError as error:
                 self._lost(error)
-                self._ended.wait(self._retry)
-                self._retry = min(2 * self._retry, _LAST_RETRY)
+                self._put_off()
+            except OSError as error:
+                log.error("the spool cannot be written (%s)", error.strerror)
+                self._put_off()
         if self._connected and not self.busy:
             self._leave()
+
+    def _put_off(self) -> None:
+        self._ended.wait(self._retry)
+        self._retry = min(2 * self._retry, _LAST_RETRY)
 
     def end(self) -> None:
         """Let `run` return; a message under way stays in the spool."""
@@ -78,13 +86,24 @@ class Link:
     def _serve(self) -> None:
         last = time.monotonic()
         while not self._ended.is_set():
-            worked = self._step()
+            worked = self._safe_step()
             self._retry = _FIRST_RETRY  # only now: what joins may still fail at every message
             if worked:
                 last = time.monotonic()
                 continue
             idle = time.monotonic() - last
             self._ended.wait(min(max(idle / 10, _SHORTEST_PAUSE), _LONGEST_PAUSE))
+
+    def _safe_step(self) -> bool:
+        """Take a step; a message that cannot be dealt with is dropped, not met again for ever."""
+        try:
+            return self._step()
+        except (grpc.RpcError, OSError):
+            raise
+        except Exception as error:  # whatever bytes from outside, or a damaged spool, lead to
+            log.error("a message that cannot be read is dropped (%s)", type(error).__name__)
+            self._spool.clear()
+            return True
 
     def _step(self) -> bool:
         """Bring the message one step further, or look for one; return whether there was any."""
@@ -101,8 +120,10 @@ class Link:
                 if message is not None:
                     spool.keep_message(message)
                     fleet.confirm(message)
-            elif claimed := fleet.next_message():
+            elif claimed := self._unkept or fleet.next_message():
+                self._unkept = claimed
                 spool.keep_claim(claimed)
+                self._unkept = None
             else:
                 self._contact = time.time()
                 return False
@@ -183,7 +204,8 @@ class Link:
             "messages": self._messages,
             "busy": self.busy,
         }
-        write_json(self._status, state, durable=False)
+        with suppress(OSError):  # a full disk is no reason to fall silent
+            write_json(self._status, state, durable=False)
 
 
 _TOLD: dict[grpc.StatusCode, str] = {

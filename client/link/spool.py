@@ -10,6 +10,7 @@ The coordinator gives a message out once. Its state here is told by the files th
 """
 
 import json
+import logging
 from pathlib import Path
 
 from flwr.app import Message
@@ -19,6 +20,8 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from google.protobuf.message import DecodeError
 
 from medfusion.atomic_files import make_folder, write_atomically, write_json
+
+log = logging.getLogger("medfusion.link")
 
 
 class Spool:
@@ -93,6 +96,10 @@ def _write(path: Path, message: Message) -> None:
 def _read(path: Path) -> Message | None:
     try:
         proto = MessageProto.FromString(path.read_bytes())
-    except (FileNotFoundError, DecodeError):
+        return message_from_proto(proto) if proto.HasField("metadata") else None
+    except FileNotFoundError:
         return None
-    return message_from_proto(proto) if proto.HasField("metadata") else None
+    except Exception as error:  # whatever the bytes of a damaged file lead to
+        log.error("%s is damaged (%s)", path.name, type(error).__name__)
+        path.unlink()
+        return None

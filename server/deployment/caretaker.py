@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from medfusion.errors import MedFusionError
+from medfusion.errors import FederationError, MedFusionError
 from server.deployment.node_registry import NodeRegistry
 from server.deployment.runs import Runs
 
@@ -32,7 +32,9 @@ class Caretaker:
                 self._registry.bring_up_to_date()
                 self._look_for_crashes()
                 self._tell("looking after nodes and runs", logging.INFO)
-            except MedFusionError as error:
+            except Exception as error:  # whoever looks after the rest must not fall over
+                if not isinstance(error, MedFusionError):
+                    error = FederationError(f"{type(error).__name__}: {error}")
                 if time.monotonic() - started > _SILENCE_SECONDS:
                     self._tell(str(error), logging.ERROR)
 

@@ -1,6 +1,7 @@
 """The runs of a coordinator: a folder for each, under the kit's ``runs``."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,22 @@ from typing import Any
 from medfusion.atomic_files import make_folder, write_atomically, write_json
 from medfusion.config import RunConfig, config_text, load_config
 from medfusion.data.task import Task
-from medfusion.errors import ConfigError, FederationError, UsageError, did_you_mean
+from medfusion.errors import (
+    ConfigError,
+    FederationError,
+    MedFusionError,
+    UsageError,
+    did_you_mean,
+)
 from medfusion.federation.kit import ServerKit
 from medfusion.federation.signatures import SigningKey
 from medfusion.transport.requests import run_content
 from server.deployment.flower import Flower
+from server.results import SUMMARY
+from server.run_lock import was_killed
 from server.run_state import run_settings
+
+log = logging.getLogger("medfusion.server")
 
 RUNS = "runs"
 _RECORD = "run.json"
@@ -121,13 +132,17 @@ class Runs:
         record = self._record(folder)
         rounds = load_config(folder / "config.toml").run.rounds
         done = _rounds_done(folder)
-        if (folder / "summary.json").exists():
+        if (folder / SUMMARY).exists():
             return RunState(name, "finished", rounds, rounds)
         if record["stopped"]:
             return RunState(name, "stopped", done, rounds)
-        run = told.get(record["flower_runs"][-1], {}) if record["flower_runs"] else {}
+        number = record["flower_runs"][-1] if record["flower_runs"] else 0
+        run = told.get(number, {})
         why = " ".join(str(run.get("status-details", "")).split())
-        if run.get("status") in _ALIVE:
+        killed = was_killed(folder, number)
+        if killed:
+            why = "it was killed"
+        elif run.get("status") in _ALIVE:
             return RunState(name, "running", done, rounds)
         if why.startswith(_RAISED):
             why = why.removeprefix(_RAISED).strip(": ")
@@ -139,23 +154,31 @@ class Runs:
 
     def resume_crashed(self) -> list[str]:
         """Let runs go on whose app was killed or lost its machine; return their names."""
-        open_runs = [name for name in self.names() if not self._is_over(name)]
-        told = self._flower.runs() if open_runs else {}
-        found = []
-        for name in open_runs:
-            state = self.state(name, told)
-            if state.status == "crashed":
-                record = self._record(self.folder(name))
-                crashes = record["crashes"]
-                crashes = {str(state.round): crashes.get(str(state.round), 0) + 1}
-                self._start(self.folder(name), record | {"crashes": crashes})
-                found.append(name)
-        return found
+        unfinished = [name for name in self.names() if not self._is_finished(name)]
+        told = self._flower.runs() if unfinished else {}
+        return [name for name in unfinished if self._resume_if_crashed(name, told)]
 
-    def _is_over(self, name: str) -> bool:
-        """Whether a run is finished or stopped, which needs no word of Flower's."""
-        folder = self._folder / name
-        return (folder / "summary.json").exists() or bool(self._record(folder)["stopped"])
+    def _resume_if_crashed(self, name: str, told: dict[int, dict[str, Any]]) -> bool:
+        """Return whether a run goes on; what is wrong with it keeps no other run from it."""
+        try:
+            state = self.state(name, told)
+            if state.status != "crashed":
+                return False
+            folder = self.folder(name)
+            record = self._record(folder)
+            for number in record["flower_runs"][-1:]:
+                if told.get(number, {}).get("status") in _ALIVE:  # as Flower believes
+                    self._flower.stop_run(number)
+            crashes = {str(state.round): record["crashes"].get(str(state.round), 0) + 1}
+            self._start(folder, record | {"crashes": crashes})
+        except (MedFusionError, OSError) as error:
+            log.error("run %s cannot go on: %s", name, error)
+            return False
+        return True
+
+    def _is_finished(self, name: str) -> bool:
+        """Whether a run has its results, for which Flower need not be asked."""
+        return (self._folder / name / "summary.json").exists()
 
     def _start(self, folder: Path, record: dict[str, Any]) -> None:
         config = load_config(folder / "config.toml")

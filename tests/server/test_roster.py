@@ -4,27 +4,10 @@ import time
 
 import pytest
 from fake_federation import PATIENTS, Federation
-from fake_sites import FakeSite
 
 from medfusion.errors import ConfigError, DataError, FederationError
 from medfusion.transport.requests import error_reply
-from server.results import model_card
 from server.roster_grid import RosterGrid
-
-
-def test_a_site_that_joins_late_is_never_asked(federation):
-    late = FakeSite("late", federation.task.to_json(), 5, 100.0)
-
-    def join(kind, number):
-        if kind == "train":
-            federation.grid.sites[9] = late
-
-    federation.grid.before = join
-    loop, context = federation.loop()
-    outcome = loop.run()
-    loop.deliver(outcome, model_card(context, outcome))
-    assert 9 in federation.grid.sites
-    assert late.asked == []
 
 
 def test_strategies_count_and_draw_from_one_list(federation):

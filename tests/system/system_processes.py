@@ -27,7 +27,7 @@ class Processes:
     ) -> subprocess.Popen[bytes]:
         """Start a program in a process group of its own, with a home of its own for Flower."""
         home = self.root / "home" / name
-        home.mkdir(parents=True)
+        home.mkdir(parents=True, exist_ok=True)
         if may_end:
             self._may_end.add(name)
         return self._popen(name, command, home)
@@ -83,11 +83,18 @@ class Processes:
 
     def alive(self) -> list[int]:
         """Return the processes that carry our folder in their environment, children included."""
-        marker = f"FLWR_HOME={self.root}/".encode()
+        return self.pids("")
+
+    def pids(self, word: str) -> list[int]:
+        """Return those of our processes whose command holds a word."""
+        marker = f"={self.root}/".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if marker in (folder / "environ").read_bytes():
+                if (
+                    marker in (folder / "environ").read_bytes()
+                    and word.encode() in (folder / "cmdline").read_bytes()
+                ):
                     found.append(int(folder.name))
             except OSError:  # ended meanwhile, or another user's
                 continue
@@ -99,7 +106,7 @@ class Processes:
         program, *arguments = command
         empty = self.root / "empty"
         empty.mkdir(exist_ok=True)
-        with (self._logs / f"{name}.log").open("wb") as log:
+        with (self._logs / f"{name}.log").open("ab") as log:  # one that starts again goes on
             process = subprocess.Popen(
                 [_BIN / program, *arguments],
                 stdin=subprocess.DEVNULL,
@@ -114,7 +121,9 @@ class Processes:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # What is installed runs, unless another work tree is under test (KEEP_PYTHONPATH).
+    keep = "KEEP_PYTHONPATH" in os.environ
+    inherited = {n: value for n, value in os.environ.items() if keep or n != "PYTHONPATH"}
     return inherited | {
         "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
         "FLWR_HOME": str(home),
