@@ -1,7 +1,7 @@
 """All checks, in the order in which one rests on another."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def _way(
 ) -> list[Check]:
     """Check the way to the coordinator as far as it can be gone."""
     host, port, proxy = kit.host, kit.port, proxy_for(kit.host, environment)
-    steps = (
+    steps: tuple[Callable[[], Check], ...] = (
         lambda: check_name(host, port, proxy),
         lambda: check_connection(host, port, proxy),
         lambda: check_tls(host, port, proxy, kit.ca, now),

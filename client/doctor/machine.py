@@ -1,4 +1,4 @@
-"""This machine: the site folder, room on the disks, the GPU."""
+"""The hospital's own machine: the site folder, room on the disks, the GPU."""
 
 import os
 import shutil
