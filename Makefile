@@ -4,7 +4,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bundle constraints clean
 
 demo: .venv/installed
 	.venv/bin/medfusion simulate
@@ -17,6 +17,16 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# Every wheel of an installation, for machines without internet; see deploy/RUNBOOK.md.
+bundle: .venv/installed
+	rm -rf dist/bundle
+	.venv/bin/pip wheel --constraint deploy/constraints.txt --wheel-dir dist/bundle ".[text]"
+	cp deploy/constraints.txt dist/bundle/
+
+# After the tests have passed with newer versions.
+constraints: .venv/installed
+	.venv/bin/pip freeze --exclude-editable > deploy/constraints.txt
+
 # pip writes a line per package; the first installation takes a few minutes and about 7 GB.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,4 +34,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medfusion.cli import site_runs, site_start
+from medfusion.cli import site_doctor, site_runs, site_start
 
 if TYPE_CHECKING:
     from medfusion.data.check import SiteReport
@@ -27,6 +27,7 @@ def group() -> None:
 
 for _command in (
     site_start.start,
+    site_doctor.doctor,
     site_runs.runs,
     site_runs.approve,
     site_runs.deny,

@@ -17,6 +17,10 @@ def start(
         str | None,
         typer.Option(help="OS user of the link, which reads neither site nor state; needs root."),
     ] = None,
+    node_user: Annotated[
+        str | None,
+        typer.Option(help="OS user of the Node, which reads site and state; with --link-user."),
+    ] = None,
     monitor_port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="Serve /healthz and /metrics on this loopback port."),
@@ -27,6 +31,7 @@ def start(
     import tempfile
     import threading
 
+    from medfusion.errors import UsageError
     from medfusion.federation.kit import SiteKit, check_version
     from medfusion.federation.versions import own_version
     from medfusion.logs import log_to_stderr
@@ -34,6 +39,10 @@ def start(
     from medfusion.supervision.supervisor import Supervisor
 
     log_to_stderr()
+    if node_user is not None and link_user in (None, node_user):
+        raise UsageError(
+            f"--node-user {node_user}: expected another user for the link as well; add --link-user"
+        )
     found = SiteKit.read(kit.resolve())
     check_version(found, own_version())
     ended = threading.Event()
@@ -41,7 +50,7 @@ def start(
         signal.signal(number, lambda *_: ended.set())
     # A folder of its own: the state folder, where the Node writes, is closed to the link's user.
     with tempfile.TemporaryDirectory(prefix="medfusion-") as run:
-        programs = _programs(found, site.resolve(), Path(run), link_user)
+        programs = _programs(found, site.resolve(), Path(run), link_user, node_user)
         supervisor = Supervisor(programs, folder=Path(run))
         if monitor_port is not None:
             status = found.folder / "spool" / "status.json"
@@ -49,7 +58,9 @@ def start(
         supervisor.run(ended)
 
 
-def _programs(kit: "SiteKit", site: Path, run: Path, link_user: str | None) -> "list[Program]":
+def _programs(
+    kit: "SiteKit", site: Path, run: Path, link_user: str | None, node_user: str | None
+) -> "list[Program]":
     import sys
 
     from medfusion.supervision.supervisor import Program
@@ -61,6 +72,8 @@ def _programs(kit: "SiteKit", site: Path, run: Path, link_user: str | None) -> "
     if link_user is not None:
         refuse_readers(link_user, site)
         own(spool, link_user)
+        if node_user is not None:
+            own(run, node_user)
         group = ("--group", let_through(run, link_user))
     # -P: a module in the current folder must not take the place of an installed one.
     python = (sys.executable, "-P", "-m")
@@ -68,7 +81,7 @@ def _programs(kit: "SiteKit", site: Path, run: Path, link_user: str | None) -> "
     link = (*python, "client.link", str(kit.folder), "--spool", str(spool))
     at = ("--socket", str(socket))
     return [
-        Program(name="node", command=(*node, *at, *group)),
+        Program(name="node", command=(*node, *at, *group), user=node_user),
         Program(name="link", command=(*link, *at), user=link_user),
     ]
 

@@ -43,10 +43,13 @@ def own(folder: Path, user: str) -> None:
 
 
 def let_through(folder: Path, user: str) -> str:
-    """Let a user's group into a folder, but not list it; return the group's name."""
+    """Let a user's group into a folder, but not list it; return the group's name.
+
+    What is made in the folder has that group too, also if its maker is not in it.
+    """
     group = _entry(user).pw_gid
     os.chown(folder, -1, group)
-    folder.chmod(0o710)
+    folder.chmod(0o2710)
     return grp.getgrgid(group).gr_name
 
 
