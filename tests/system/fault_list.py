@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from far_line import set_line, why_not
 from fault_driver import ROUNDS, SITE, FaultyFederation
 from flwr.app import Array, ArrayRecord, Message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -18,6 +19,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from medfusion.transport.requests import ARRAYS
 
 Inject = Callable[[FaultyFederation, str], None]
+_CUT_SECONDS = 90
 _FROZEN_SECONDS = 60  # three times the kits' patience: the site counts as gone
 
 
@@ -77,6 +79,25 @@ def _freeze(federation: FaultyFederation, run: str) -> None:
         subprocess.run(["sleep", str(_FROZEN_SECONDS)], check=True)
     finally:
         federation.kill("link", number=signal.SIGCONT)
+
+
+def _cut_line(federation: FaultyFederation, run: str) -> None:
+    """Let nothing through for a while in mid-round."""
+    _middle("link", federation, run)
+    set_line(federation.line, cut=True)
+    try:
+        subprocess.run(["sleep", str(_CUT_SECONDS)], check=True)
+    finally:
+        set_line(federation.line)
+
+
+def _slow_line(federation: FaultyFederation, run: str) -> None:
+    """Let the line be as over an ocean, until all rounds are done."""
+    set_line(federation.line, delay=0.05, loss=0.01)
+    try:
+        federation.await_round(run, ROUNDS)
+    finally:
+        set_line(federation.line)
 
 
 def _edit_reply(change: Callable[[bytes], bytes], federation: FaultyFederation, run: str) -> None:
@@ -158,6 +179,14 @@ FAULTS = (
         Fault(f"kill-{program}", phase, partial(_kill, program, _PHASES[phase]))
         for phase in ("middle", "late", "before")
         for program in _PROGRAMS
+    ),
+    *(
+        [
+            Fault("cut-line-90s", "middle", _cut_line),
+            Fault("slow-line", "-", _slow_line),
+        ]
+        if not why_not()
+        else []
     ),
     Fault("lost-message", "middle", _silence),
     Fault("freeze-link-60s", "middle", _freeze),

@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
+from far_line import why_not
 from fault_driver import ROUNDS, FaultyFederation
 from fault_list import FAULTS, Fault
 from rich.console import Console
@@ -42,7 +43,9 @@ def _deploy(out: Path, faults: list[Fault]) -> list[Fault]:
     number = len(list(out.glob("federation-*")))
     root = out / f"federation-{number}"
     root.mkdir()
-    federation = FaultyFederation(root)
+    if reason := why_not():
+        print(f"left out, since {reason}: a slow and a cut line")
+    federation = FaultyFederation(root, far=not reason)
     try:
         federation.start()
         for index, fault in enumerate(faults):
@@ -54,7 +57,7 @@ def _deploy(out: Path, faults: list[Fault]) -> list[Fault]:
                 return faults[index + 1 :]
         return []
     finally:
-        federation.processes.stop()
+        federation.stop()
 
 
 def _meet(federation: FaultyFederation, fault: Fault) -> dict[str, Any]:
