@@ -22,11 +22,20 @@ def to_record(state: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the tensors of a record (own memory, float32)."""
-    return {
-        name: torch.from_numpy(np.array(array.numpy(), dtype=np.float32, order="C"))
-        for name, array in record.items()
-    }
+    """Return the tensors of a record (own memory, float32).
+
+    Raises
+    ------
+    FederationError
+        If one of them is no array.
+    """
+    try:
+        return {
+            name: torch.from_numpy(np.array(array.numpy(), dtype=np.float32, order="C"))
+            for name, array in record.items()
+        }
+    except Exception as error:  # bytes from outside can break NumPy's reader in any way
+        raise FederationError(f"an array cannot be read ({type(error).__name__})") from None
 
 
 def check_matches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

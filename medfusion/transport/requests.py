@@ -118,18 +118,26 @@ class Received:
         Raises
         ------
         FederationError
-            If the coordinator's version does not go with this one.
+            If it is no request, or the coordinator's version does not go with this one.
         ConfigError
             On anything unknown.
         """
-        config = content.config_records[CONFIG]
-        data = json.loads(str(config[REQUEST_KEY]))
+        try:
+            config = content.config_records[CONFIG]
+            data = json.loads(str(config[REQUEST_KEY]))
+            version = data.get("version")
+            number = int(str(config.get(ROUND_KEY, 0)))
+            proximal_mu = float(str(config.get(MU_KEY, 0.0)))
+        except (KeyError, ValueError, AttributeError, RecursionError):
+            raise FederationError(
+                "the request cannot be read; are all sides on one version?"
+            ) from None
         # First: a newer coordinator may send what would be refused for other reasons.
-        check_coordinator(data.get("version"), own=own_version())
+        check_coordinator(version, own=own_version())
         return cls(
             request=Request.parse(data, where="request"),
-            round=int(str(config.get(ROUND_KEY, 0))),
-            proximal_mu=float(str(config.get(MU_KEY, 0.0))),
+            round=number,
+            proximal_mu=proximal_mu,
             arrays=content.array_records.get(ARRAYS),
             receipt=read_receipt(content),
             signed=data.get("settings"),

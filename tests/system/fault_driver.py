@@ -7,13 +7,18 @@ of a link, the ledger of a site; never by the time.
 import hashlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import far_line
+from far_line import make_namespace, set_line
 from loopback_federation import LoopbackFederation
 from typer.testing import CliRunner
 
@@ -45,10 +50,16 @@ class Result:
 
 
 class FaultyFederation(LoopbackFederation):
-    """Three hospitals with a simulation's secrets, and budgets for many runs."""
+    """Three hospitals with a simulation's secrets, and budgets for many runs.
 
-    def __init__(self, root: Path) -> None:
+    With ``far`` the one that things happen to has a network namespace of its own, behind a line
+    (`far_line`) that can be slow or cut.
+    """
+
+    def __init__(self, root: Path, *, far: bool = False) -> None:
         super().__init__(root)
+        self.line = root / "line.json"
+        self._namespace = f"medfusion-{self.fleet}" if far else ""
         for site in self.sites:
             toml = site / "site.toml"
             text = toml.read_text(encoding="utf-8")
@@ -57,6 +68,35 @@ class FaultyFederation(LoopbackFederation):
             state = self.state(site.name)
             state.mkdir(parents=True)
             (state / "secret").write_bytes(simulated_secret(0, site.name))
+
+    def start(self) -> None:
+        """Start everything and wait until the hospitals are connected."""
+        if self._namespace:
+            self._lay_line()
+        super().start()
+
+    def start_site(self, name: str, site: Path) -> None:
+        """Start a hospital's part, the far one in its namespace."""
+        if not (self._namespace and name == SITE):
+            super().start_site(name, site)
+            return
+        medfusion = Path(sys.executable).parent / "medfusion"
+        command = (medfusion, "site", "start", self.kits / "sites" / name, "--site", site)
+        self.processes.start(name, *_inside(self._namespace), *command)
+
+    def stop(self) -> None:
+        """End everything."""
+        self.processes.stop()
+        if self._namespace:
+            subprocess.run(["ip", "netns", "del", self._namespace], check=True)
+
+    def _lay_line(self) -> None:
+        make_namespace(self._namespace)
+        set_line(self.line)
+        relay = (sys.executable, far_line.__file__)
+        ends = (self.processes.root / "line.sock", str(self.fleet), self.line)
+        self.processes.start("far", *relay, "far", *ends)
+        self.processes.start("near", *_inside(self._namespace), *relay, "near", *ends)
 
     # -- where things are
 
@@ -198,6 +238,12 @@ class FaultyFederation(LoopbackFederation):
             for folder in (self.state(site.name) / "models").glob(f"{name}-*")
         ]
         return sum(_sha256(folder) == ours for folder in folders)
+
+
+def _inside(namespace: str) -> tuple[str, ...]:
+    ip = shutil.which("ip")
+    assert ip is not None
+    return (ip, "netns", "exec", namespace)
 
 
 def privacy(site: Path) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""The faults of the matrix: what goes wrong, when, and how its run is to end."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from far_line import set_line, why_not
+from fault_driver import ROUNDS, SITE, FaultyFederation
+from flwr.app import Array, ArrayRecord, Message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+
+from medfusion.transport.requests import ARRAYS
+
+Inject = Callable[[FaultyFederation, str], None]
+_CUT_SECONDS = 90
+_FROZEN_SECONDS = 60  # three times the kits' patience: the site counts as gone
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong while a run called by the second argument of ``inject`` goes on.
+
+    ``ends`` is how that run ends: finished, or failed with ``names`` in the reason, and then
+    finished once it is resumed. ``same`` says that the model is the simulation's.
+    """
+
+    name: str
+    phase: str
+    inject: Inject
+    ends: str = "finished"
+    names: str = ""
+    same: bool = True
+    overrides: tuple[str, ...] = ()
+
+
+def _before(program: str, federation: FaultyFederation, run: str) -> None:
+    """Wait until a run has begun, and no round of it."""
+    if program in ("link", "node", "site"):
+        federation.await_message()
+    elif program == "serverapp":
+        federation.await_("app at work", (federation.run_folder(run) / "app.json").exists)
+
+
+def _middle(program: str, federation: FaultyFederation, run: str) -> None:
+    federation.await_round(run, 1)
+    federation.await_message()
+
+
+def _late(program: str, federation: FaultyFederation, run: str) -> None:
+    """Wait for an upload, or, at the coordinator, for the delivery."""
+    if program in ("link", "node", "site"):
+        federation.await_round(run, 1)
+        federation.await_reply()
+    else:
+        federation.await_round(run, ROUNDS)
+
+
+def _kill(program: str, phase: Callable[..., None], federation: FaultyFederation, run: str) -> None:
+    phase(program, federation, run)
+    federation.kill(program)
+    if program == "server":
+        federation.start_server()
+    elif program == "site":
+        federation.start_site(SITE, federation.cohort / "sites" / SITE)
+
+
+def _freeze(federation: FaultyFederation, run: str) -> None:
+    """Let a site fall silent for a while in mid-round, as one whose network is cut."""
+    _middle("link", federation, run)
+    federation.kill("link", number=signal.SIGSTOP)
+    try:
+        subprocess.run(["sleep", str(_FROZEN_SECONDS)], check=True)
+    finally:
+        federation.kill("link", number=signal.SIGCONT)
+
+
+def _cut_line(federation: FaultyFederation, run: str) -> None:
+    """Let nothing through for a while in mid-round."""
+    _middle("link", federation, run)
+    set_line(federation.line, cut=True)
+    try:
+        subprocess.run(["sleep", str(_CUT_SECONDS)], check=True)
+    finally:
+        set_line(federation.line)
+
+
+def _slow_line(federation: FaultyFederation, run: str) -> None:
+    """Let the line be as over an ocean, until all rounds are done."""
+    set_line(federation.line, delay=0.05, loss=0.01)
+    try:
+        federation.await_round(run, ROUNDS)
+    finally:
+        set_line(federation.line)
+
+
+def _edit_reply(change: Callable[[bytes], bytes], federation: FaultyFederation, run: str) -> None:
+    """Change a reply between its storing and its sending."""
+    reply = federation.spool() / "reply"
+    while True:
+        _late("link", federation, run)
+        federation.kill("link", number=signal.SIGSTOP)
+        if reply.exists():
+            break
+        federation.kill("link", number=signal.SIGCONT)
+    reply.write_bytes(change(reply.read_bytes()))
+    federation.kill("link")
+
+
+def _with_arrays(change: Callable[[np.ndarray], np.ndarray], data: bytes) -> bytes:
+    message = message_from_proto(MessageProto.FromString(data))
+    assert isinstance(message, Message)
+    arrays = message.content.array_records[ARRAYS]
+    message.content[ARRAYS] = ArrayRecord(
+        {name: Array(change(array.numpy())) for name, array in arrays.items()}
+    )
+    found: bytes = message_to_proto(message).SerializeToString()
+    return found
+
+
+@contextmanager
+def _full(folder: Path) -> Iterator[None]:
+    """Let a folder's file system be a full one; needs root."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder], check=True)
+    try:
+        (folder / "ballast").write_bytes(bytes(4096))
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _full_spool(federation: FaultyFederation, run: str) -> None:
+    _middle("link", federation, run)
+    with _full(federation.spool()):
+        federation.await_(
+            "complaint about the spool",
+            lambda: "the spool cannot be written" in federation.processes.log(SITE),
+        )
+
+
+def _put_back(federation: FaultyFederation, run: str) -> None:
+    """Send a reply again that was taken already."""
+    spool = federation.spool()
+    federation.await_round(run, 1)
+    federation.await_reply()
+    kept = (spool / "reply").read_bytes()
+    federation.await_round(run, 2)
+    federation.kill("link", number=signal.SIGSTOP)
+    if not any((spool / name).exists() for name in ("claimed", "message", "reply")):
+        (spool / "reply").write_bytes(kept)
+    federation.kill("link", number=signal.SIGCONT)
+
+
+def _silence(federation: FaultyFederation, run: str) -> None:
+    """Lose a message: the link forgets what it has claimed."""
+    _middle("link", federation, run)
+    federation.kill("link", number=signal.SIGSTOP)
+    for name in ("claimed", "message", "reply"):
+        (federation.spool() / name).unlink(missing_ok=True)
+    federation.kill("link")
+
+
+_PHASES = {"before": _before, "middle": _middle, "late": _late}
+_PROGRAMS = ("link", "node", "serverapp", "superlink", "superexec", "site", "server")
+
+_NAN = partial(_with_arrays, lambda array: array * np.float32("nan"))
+_CUT = partial(_with_arrays, lambda array: array[..., :-1] if array.ndim else array)
+_HUGE = partial(_with_arrays, lambda array: np.tile(array, 5000))
+
+FAULTS = (
+    Fault("none", "-", lambda federation, run: None),
+    *(
+        Fault(f"kill-{program}", phase, partial(_kill, program, _PHASES[phase]))
+        for phase in ("middle", "late", "before")
+        for program in _PROGRAMS
+    ),
+    *(
+        [
+            Fault("cut-line-90s", "middle", _cut_line),
+            Fault("slow-line", "-", _slow_line),
+        ]
+        if not why_not()
+        else []
+    ),
+    Fault("lost-message", "middle", _silence),
+    Fault("freeze-link-60s", "middle", _freeze),
+    Fault("corrupt-reply", "late", partial(_edit_reply, lambda data: data[::-1])),
+    Fault("nan-reply", "late", partial(_edit_reply, _NAN), "failed", SITE),
+    Fault("wrong-shape-reply", "late", partial(_edit_reply, _CUT), "failed", SITE),
+    Fault("oversized-reply", "late", partial(_edit_reply, _HUGE), "failed", SITE),
+    Fault(
+        "nan-reply-quorum-2",
+        "late",
+        partial(_edit_reply, _NAN),
+        same=False,
+        overrides=("server.min_sites=2",),
+    ),
+    Fault("replayed-reply", "middle", _put_back),
+    *([Fault("spool-disk-full", "middle", _full_spool)] if os.geteuid() == 0 else []),
+)
