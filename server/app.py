@@ -17,6 +17,8 @@ from rich.console import Console
 from medfusion.config import load_config
 from medfusion.data.task import Task
 from medfusion.models.local_files import local_files_sha256
+from server.admitted import FILE_NAME as REGISTERED
+from server.admitted import Admitted
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
 from server.receipts import FILE_NAME, Receipts
@@ -53,8 +55,19 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
     with RunProgress(Console(stderr=True)) as progress:
         # Beside the run folders: what one run has seen of a ledger, the next one knows.
         receipts = Receipts(None if simulated else folder.parent / FILE_NAME)
-        roster = call_roll(grid, config, task, warn=progress.warn, receipts=receipts)
-        run = RunContext(grid, config, task, roster, {}, receipts, folder, simulated, signature)
+        admitted = _admitted(folder)
+        roster = call_roll(
+            grid,
+            config,
+            task,
+            warn=progress.warn,
+            receipts=receipts,
+            admitted=admitted,
+            simulated=simulated,
+        )
+        run = RunContext(
+            grid, config, task, roster, {}, receipts, folder, simulated, signature, admitted
+        )
         for name, site in roster.sites.items():
             for warning in run.plan_for(site):
                 progress.warn(f"site {name}: {warning}")
@@ -68,6 +81,12 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         loop.deliver(outcome, card)
         progress.phase("writing the report")
         write_results(run, outcome, card)
+
+
+def _admitted(folder: Path) -> Admitted:
+    """Return who is who, as the server whose kit holds the run folder keeps it."""
+    path = folder.parent.parent / "state" / REGISTERED
+    return Admitted(path if path.exists() else None)
 
 
 def _fingerprint(run_id: str, roster: Roster | None, *, simulated: bool, files: str) -> str:

@@ -59,6 +59,7 @@ class Latecomers:
         """Let a site in; raises `MedFusionError` if it does not fit."""
         run = self._run
         site = read_description(name, reply)
+        run.admitted.check(node, site.site)
         receipt = read_receipt(reply.content)
         told = [(site.site, receipt)] if receipt else []
         try:

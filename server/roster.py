@@ -18,6 +18,7 @@ from medfusion.transport.requests import (
     read_reply,
     request_content,
 )
+from server.admitted import Admitted
 from server.exchange import PATIENCE_SECONDS, NoReplyError, broadcast, exchange
 from server.receipts import Receipts
 
@@ -55,12 +56,15 @@ def call_roll(
     *,
     warn: Callable[[str], None],
     receipts: Receipts,
+    admitted: Admitted,
+    simulated: bool,
 ) -> Roster:
     """Wait for the quorum, ask every node who it is, and refuse what does not fit together.
 
-    The first answer that does not fit ends the roll call. A node that is silent is left out,
-    until it answers (`server.latecomers`), and ``warn`` is told. The ledgers' receipts go to
-    ``receipts``, those of refused sites too.
+    A node that is silent, fails or does not fit is left out, until it answers well
+    (`server.latecomers`), and ``warn`` is told. In a simulation the first answer that does not fit
+    ends the roll call: it is the researcher's own, to be mended at once. The ledgers' receipts go
+    to ``receipts``, those of refused sites too.
 
     Raises
     ------
@@ -77,15 +81,16 @@ def call_roll(
 
     def check(node: str, reply: Message) -> None:
         site = read_description(node, reply)
+        admitted.check(int(node), site.site)
         if receipt := read_receipt(reply.content):
             told.append((site.site, receipt))
         check_site(site, config, task)
 
     def on_reply(node: str, seconds: float, error: MedFusionError | None) -> None:
-        if isinstance(error, NoReplyError):
-            warn(f"node {node} is left out for now: {error}")
-        elif error is not None:
+        if error is not None and simulated and not isinstance(error, NoReplyError):
             raise type(error)(f"node {node}: {error}")
+        if error is not None:
+            warn(f"node {node} is left out for now: {error}")
 
     try:
         replies = exchange(

@@ -18,6 +18,7 @@ from medfusion.models.initial_weights import InitialWeights
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.run_plan import run_plan
 from medfusion.transport.requests import RunSettings, SiteDescription
+from server.admitted import Admitted
 from server.receipts import Receipts
 from server.roster import Roster
 
@@ -40,6 +41,8 @@ class RunContext:
         All data are the researcher's own: wrong ones stop the run, to be mended at once.
     signature
         The coordinator's, of this run's `run_content`; None if nobody signed it.
+    admitted
+        Which node is which site.
     """
 
     grid: Grid
@@ -50,7 +53,8 @@ class RunContext:
     receipts: Receipts
     folder: Path
     simulated: bool
-    signature: str | None = None
+    signature: str | None
+    admitted: Admitted
 
     def plan_for(self, site: SiteDescription) -> tuple[str, ...]:
         """Note what a site's part costs in privacy, if it does; return the plan's warnings."""

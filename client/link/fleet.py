@@ -33,6 +33,8 @@ from medfusion.errors import FederationError
 
 _CALL_SECONDS = 30.0
 _SLOWEST = 10_000.0  # bytes a second; a slower link is taken for a broken one
+_PART_BYTES = 5 * 2**20  # Flower cuts arrays into parts of this size
+_UPLOADS = 3  # times that a reply is sent whose parts come too slowly
 _UPLOADING_SECONDS = 1.0  # between two looks for a part that the coordinator still writes
 _UPLOADING_LOOKS = 120
 _OPTIONS = (
@@ -84,7 +86,6 @@ class Fleet:
         )
         self._stub: Any = FleetStub(self._channel)
         self._node = Node()
-        self._calls = threading.Lock()
 
     @property
     def node_id(self) -> int:
@@ -167,10 +168,16 @@ class Fleet:
 
         Raises
         ------
-        RunOverError
+        RunOverError, LostMessageError
         """
-        identifier = reply.object_id
-        reply.metadata.__dict__["_message_id"] = identifier
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        for _ in range(_UPLOADS):
+            if self._push(reply):
+                return
+        raise LostMessageError("the coordinator gave the upload up: the line is too slow")
+
+    def _push(self, reply: Message) -> bool:
+        """Return whether all parts were taken; the coordinator waits for each one three minutes."""
         parts = get_all_nested_objects(reply)
         head = message_to_proto(remove_content_from_message(reply))
         run_id = reply.metadata.run_id
@@ -191,12 +198,14 @@ class Fleet:
                 object_content=parts[name].deflate(),
                 session_id=response.session_id,
             )
-            self._call(self._stub.PushObject, request)
+            if not self._call(self._stub.PushObject, request).stored:
+                return False
+        return True
 
     def _pull(self, run_id: int, name: str) -> bytes:
         request = messages.PullObjectRequest(node=self._node, run_id=run_id, object_id=name)
         for _ in range(_UPLOADING_LOOKS):
-            response = self._call(self._stub.PullObject, request)
+            response = self._call(self._stub.PullObject, request, receives=_PART_BYTES)
             if not response.object_found:
                 break
             if response.object_available:
@@ -205,9 +214,9 @@ class Fleet:
             threading.Event().wait(_UPLOADING_SECONDS)
         raise LostMessageError("the coordinator no longer has a part of the message")
 
-    def _call(self, method: Any, request: Any) -> Any:
-        """Call with a time limit that grows with what is sent."""
-        seconds = _CALL_SECONDS + request.ByteSize() / _SLOWEST
+    def _call(self, method: Any, request: Any, *, receives: int = 0) -> Any:
+        """Call with a time limit that grows with what is sent, and may be received."""
+        seconds = _CALL_SECONDS + (request.ByteSize() + receives) / _SLOWEST
         try:
             return method(request, timeout=seconds)
         except grpc.RpcError as error:

@@ -50,6 +50,7 @@ class Link:
         self._tries = 0
         self._unkept: PullMessagesResponse | None = None  # given out once: not to be forgotten
         self._retry = _FIRST_RETRY
+        self._refusals = 0
 
     def run(self) -> None:
         """Serve until `end` is called."""
@@ -63,12 +64,27 @@ class Link:
                 self._serve()
             except grpc.RpcError as error:
                 self._lost(error)
+                self._count_refusal(error)
                 self._put_off()
             except OSError as error:
                 log.error("the spool cannot be written (%s)", error.strerror)
                 self._put_off()
         if self._connected and not self.busy:
             self._leave()
+
+    def _count_refusal(self, error: grpc.RpcError) -> None:
+        """Drop a message that a coordinator which is there and knows this node cannot take.
+
+        So it is when the coordinator lost its database: it knows nothing of the run.
+        """
+        if error.code() in _TOLD or not (self.busy or self._spool.claimed):
+            self._refusals = 0
+            return
+        self._refusals += 1
+        if self._refusals >= _TRIES:
+            log.warning("the coordinator does not take the message's reply; it is dropped")
+            self._spool.clear()
+            self._refusals = 0
 
     def _put_off(self) -> None:
         self._ended.wait(self._retry)
@@ -81,7 +97,7 @@ class Link:
     @property
     def busy(self) -> bool:
         """Whether a message waits for its answer, or its answer to be sent."""
-        return self._spool.message is not None or self._spool.reply is not None
+        return self._spool.busy
 
     def _serve(self) -> None:
         last = time.monotonic()
@@ -114,7 +130,8 @@ class Link:
                 spool.clear()
                 self._messages += 1
             elif message := spool.message:
-                spool.keep_reply(self._reply_to(message))
+                if answer := self._reply_to(message):
+                    spool.keep_reply(answer)
             elif claimed := spool.claimed:
                 message = self._whole(claimed)
                 if message is not None:
@@ -127,9 +144,10 @@ class Link:
             else:
                 self._contact = time.time()
                 return False
-        except RunOverError:
-            log.info("the run has ended; its message is dropped")
+        except (RunOverError, LostMessageError) as error:
+            log.warning("%s; its message is dropped", error)
             spool.clear()
+        self._refusals = 0
         self._contact = time.time()
         return True
 
@@ -142,14 +160,17 @@ class Link:
             self._spool.keep_reply(self._error(head, str(error)))
             return None
 
-    def _reply_to(self, message: Message) -> Message:
+    def _reply_to(self, message: Message) -> Message | None:
+        """Return the Node's answer, or an error; None if the link ends before there is one."""
         kind = message.metadata.message_type.removeprefix("query.")
         self._tries += 1
         try:
             content = self._answer(kind, message.content)
         except ConnectionError as error:
             log.warning("%r: %s (try %d of %d)", kind, error, self._tries, _TRIES)
-            if self._tries < _TRIES and not self._ended.is_set():
+            if self._ended.is_set():
+                return None
+            if self._tries < _TRIES:
                 return self._reply_to(message)
             self._tries = 0
             return self._error(message, str(error))

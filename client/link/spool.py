@@ -60,6 +60,11 @@ class Spool:
         return found if found.messages_list else None
 
     @property
+    def busy(self) -> bool:
+        """Whether a message is to be answered, or a reply to be sent."""
+        return self._message.exists() or self._reply.exists()
+
+    @property
     def message(self) -> Message | None:
         """The message that is to be answered."""
         return _read(self._message)
@@ -99,7 +104,9 @@ def _read(path: Path) -> Message | None:
         return message_from_proto(proto) if proto.HasField("metadata") else None
     except FileNotFoundError:
         return None
+    except OSError:
+        raise  # the file may be whole
     except Exception as error:  # whatever the bytes of a damaged file lead to
         log.error("%s is damaged (%s)", path.name, type(error).__name__)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None

@@ -226,6 +226,11 @@ def _authority(folder: Path, data: SiteData) -> Authority:
             f"{folder}: the kit is for another task (hash {kit.task_sha256[:12]}) than the site "
             f"(hash {data.task.sha256[:12]}): let [site] task be {kit.task}"
         )
+    if kit.site != data.name:
+        raise ConfigError(
+            f"{folder}: is the kit of {kit.site!r}, but [site] name is {data.name!r}: use the "
+            "site's own kit, or let its name be the one that the coordinator knows"
+        )
     return Authority(federation=kit.federation, signing_key=kit.signing_key)
 
 

@@ -81,9 +81,16 @@ def _cohort(out: Path) -> Path:
 def _site_folders(config: "RunConfig") -> dict[str, Path]:
     from medfusion.cli.compose import site_folders
     from medfusion.data.site import open_site
+    from medfusion.errors import UsageError
 
-    folders, _ = site_folders(config)
-    return {open_site(folder).name: folder for folder in folders}
+    sites = [open_site(folder) for folder in site_folders(config)[0]]
+    for site in sites:
+        if (site.state / "coordinator.json").exists():
+            raise UsageError(
+                f"site {site.name!r} serves a coordinator already, and would refuse this one; "
+                "expected sites of their own for a trial: copy the folder, without its state"
+            )
+    return {site.name: site.folder for site in sites}
 
 
 def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerKit":
@@ -92,17 +99,20 @@ def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerK
 
     from medfusion.federation.join import join
     from medfusion.federation.kit import ServerKit
+    from medfusion.toml_text import to_toml
     from server.provision.provision import provision
 
     fleet, control = _free_ports()
     out.mkdir(parents=True, exist_ok=True)
-    listed = "\n".join(f"[sites.{name}]" for name in sites)
+    federation = {
+        "name": config.run.name,
+        "address": f"localhost:{fleet}",
+        "task": str(config.run.task),
+        "control_port": control,
+    }
     description = out / "federation.toml"
-    description.write_text(
-        f'[federation]\nname = "{config.run.name}"\naddress = "localhost:{fleet}"\n'
-        f'task = "{config.run.task}"\ncontrol_port = {control}\n{listed}\n',
-        encoding="utf-8",
-    )
+    text = to_toml({"federation": federation, "sites": {name: {} for name in sites}})
+    description.write_text(text, encoding="utf-8")
     kits = out / "kits"
     provision(description, kits)
     for name in sites:

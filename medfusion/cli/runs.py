@@ -54,7 +54,8 @@ def status(
     runs = Table("run", "status", "rounds", "why")
     for run in found["runs"]:
         state = Text(run["status"], _COLOURS.get(run["status"], ""))
-        runs.add_row(run["run"], state, f"{run['round']} of {run['rounds']}", run["why"])
+        done = f"{run['round']} of {run['rounds']}"
+        runs.add_row(run["run"], state, done, Text(run["why"]))  # of a hospital's own wording
     console.print(sites)
     console.print(runs)
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from medfusion.federation.kit import SiteKit
     from medfusion.supervision.supervisor import Program
 
+_LONGEST_STATUS = 4096  # bytes
+
 
 def start(
     kit: Annotated[Path, typer.Argument(help="The site's kit, which has joined.")],
@@ -63,6 +65,7 @@ def _programs(
 ) -> "list[Program]":
     import sys
 
+    from medfusion.data.site import open_site
     from medfusion.supervision.supervisor import Program
     from medfusion.supervision.users import let_through, own, refuse_readers
 
@@ -70,7 +73,9 @@ def _programs(
     spool.mkdir(mode=0o700, exist_ok=True)
     group: tuple[str, ...] = ()
     if link_user is not None:
-        refuse_readers(link_user, site)
+        opened = open_site(site)
+        for path in (site, opened.table, opened.images, opened.state):
+            refuse_readers(link_user, path)
         own(spool, link_user)
         if node_user is not None:
             own(run, node_user)
@@ -89,14 +94,18 @@ def _programs(
 def _link_figures(status: Path) -> dict[str, float]:
     """Return what the link last said of itself; nothing where it said nothing yet."""
     import json
+    import os
 
+    # The file is the link's, who may be another user, and this process may be root's.
     try:
-        told = json.loads(status.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        descriptor = os.open(status, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            told = json.loads(file.read(_LONGEST_STATUS))
+        return {
+            "link_connected": float(told["connected"]),
+            "link_last_contact_seconds": float(told["last_contact"] or 0.0),
+            "link_messages": float(told["messages"]),
+            "link_busy": float(told["busy"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {
-        "link_connected": float(told["connected"]),
-        "link_last_contact_seconds": float(told["last_contact"] or 0.0),
-        "link_messages": float(told["messages"]),
-        "link_busy": float(told["busy"]),
-    }

@@ -9,8 +9,8 @@ from pathlib import Path
 from medfusion.errors import UsageError
 
 
-def refuse_readers(user: str, folder: Path) -> None:
-    """Refuse to go on if a user can read a folder.
+def refuse_readers(user: str, path: Path) -> None:
+    """Refuse to go on if a user can read a file, or list or enter a folder.
 
     Raises
     ------
@@ -21,7 +21,7 @@ def refuse_readers(user: str, folder: Path) -> None:
     groups = os.getgrouplist(user, entry.pw_gid)
     try:
         found = subprocess.run(
-            ["/usr/bin/test", "-r", str(folder)],
+            ["/usr/bin/test", "-r", str(path), "-o", "-x", str(path)],
             user=entry.pw_uid,
             group=entry.pw_gid,
             extra_groups=groups,
@@ -31,15 +31,15 @@ def refuse_readers(user: str, folder: Path) -> None:
         raise UsageError(f"--link-user {user}: only root may start a program as another") from None
     if found.returncode == 0:
         raise UsageError(
-            f"{folder}: user {user!r}, who runs the link, can read it; expected a folder that is "
-            f"closed to others: chmod -R o-rwx {folder}"
+            f"{path}: user {user!r}, who runs the link, can read it; expected it to be closed to "
+            f"others: chmod -R o-rwx {path}"
         )
 
 
 def own(folder: Path, user: str) -> None:
     """Give a folder to a user."""
     entry = _entry(user)
-    os.chown(folder, entry.pw_uid, entry.pw_gid)
+    os.chown(folder, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
 
 def let_through(folder: Path, user: str) -> str:

@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
-from medfusion.errors import FederationError, MedFusionError
+from medfusion.errors import MedFusionError
 from server.deployment.node_registry import NodeRegistry
 from server.deployment.runs import Runs
 
@@ -28,15 +29,15 @@ class Caretaker:
         """Look until ``ended`` is set; what fails is tried again."""
         started = time.monotonic()
         while not ended.wait(_LOOK_SECONDS if self._told else 0.5):
-            try:
-                self._registry.bring_up_to_date()
-                self._look_for_crashes()
+            failed = [
+                told
+                for care in (self._registry.bring_up_to_date, self._look_for_crashes)
+                if (told := _failure(care))
+            ]
+            if not failed:
                 self._tell("looking after nodes and runs", logging.INFO)
-            except Exception as error:  # whoever looks after the rest must not fall over
-                if not isinstance(error, MedFusionError):
-                    error = FederationError(f"{type(error).__name__}: {error}")
-                if time.monotonic() - started > _SILENCE_SECONDS:
-                    self._tell(str(error), logging.ERROR)
+            elif time.monotonic() - started > _SILENCE_SECONDS:
+                self._tell("; ".join(failed), logging.ERROR)
 
     def _look_for_crashes(self) -> None:
         if time.monotonic() >= self._crashes_due:
@@ -49,3 +50,14 @@ class Caretaker:
         if text != self._told:
             log.log(level, "%s", text)
             self._told = text
+
+
+def _failure(care: Callable[[], None]) -> str:
+    """Return what went wrong; whoever looks after the rest must not fall over."""
+    try:
+        care()
+    except MedFusionError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -77,8 +77,8 @@ class Flower:
         self._home = folder / "flower"
         self._bundle = folder / "bundle"
         self._calls = threading.Lock()
-        for path in (self._home, self._bundle):
-            make_folder(path)
+        for path in (folder, self._home, self._bundle):
+            make_folder(path, mode=0o700)
         connection = (
             f"[superlink.{_CONNECTION}]\n"
             f'address = "localhost:{port}"\n'

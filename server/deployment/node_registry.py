@@ -9,6 +9,7 @@ from typing import Any
 from medfusion.atomic_files import write_atomically, write_json
 from medfusion.federation.kit import ServerKit
 from medfusion.federation.nodes import NodeList
+from server.admitted import FILE_NAME
 from server.deployment.flower import Flower
 
 log = logging.getLogger("medfusion.server")
@@ -29,7 +30,7 @@ class NodeRegistry:
     def __init__(self, kit: ServerKit, flower: Flower, folder: Path) -> None:
         self._kit = kit
         self._flower = flower
-        self._file = folder / "registered.json"
+        self._file = folder / FILE_NAME
         self._key_file = folder / "node.pub"
 
     @property
@@ -53,15 +54,19 @@ class NodeRegistry:
             site: node.public_key for site, node in nodes.items() if node.may_take_part(now)
         }
         kept = self._read()
-        for site, entry in list(kept.items()):
-            if admitted.get(site) != entry["public_key"]:
-                self._flower.unregister(int(entry["node_id"]))
-                del kept[site]
-                self._write(kept)
-                log.info("site %s: shut out", site)
+        if {site: entry["public_key"] for site, entry in kept.items()} == admitted:
+            return
+        there = self._flower.nodes().keys()
+        kept = {site: entry for site, entry in kept.items() if entry["node_id"] in there}
+        out = [site for site, entry in kept.items() if admitted.get(site) != entry["public_key"]]
+        for site in out:
+            log.info("site %s: shut out", site)
+            del kept[site]
+        # Also what a call that was killed had let in or shut out without noting it.
+        for node_id in there - {entry["node_id"] for entry in kept.values()}:
+            self._flower.unregister(node_id)
+        self._write(kept)
         new = admitted.keys() - kept.keys()
-        if new:
-            self._forget_strays(kept)
         for site in sorted(new):
             write_atomically(self._key_file, f"{admitted[site]}\n", durable=False)
             node_id = self._flower.register(self._key_file, site)
@@ -69,19 +74,14 @@ class NodeRegistry:
             self._write(kept)
             log.info("site %s: let in as node %d", site, node_id)
 
-    def _forget_strays(self, kept: dict[str, dict[str, Any]]) -> None:
-        """Shut out nodes that a call which was killed had let in without noting them."""
-        known = {entry["node_id"] for entry in kept.values()}
-        for node_id in self._flower.nodes().keys() - known:
-            self._flower.unregister(node_id)
-
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))["sites"]
-        except FileNotFoundError:
-            return {}
-        assert isinstance(found, dict)
-        return found
+            return {
+                site: {**entry, "node_id": int(entry["node_id"])} for site, entry in found.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # all are shut out and let in anew
 
     def _write(self, sites: dict[str, dict[str, Any]]) -> None:
         write_json(self._file, {"schema": 1, "sites": sites}, durable=True)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from medfusion.errors import (
 )
 from medfusion.federation.kit import ServerKit
 from medfusion.federation.signatures import SigningKey
+from medfusion.folder_lock import one_at_a_time
 from medfusion.transport.requests import run_content
 from server.deployment.flower import Flower
 from server.results import SUMMARY
@@ -90,9 +93,15 @@ class Runs:
         while (self._folder / f"{config.run.name}-{number}").exists():
             number += 1
         folder = self._folder / f"{config.run.name}-{number}"
-        make_folder(folder)
-        write_atomically(folder / "config.toml", config_text(config), durable=True)
-        self._start(folder, {"schema": 1, "flower_runs": [], "stopped": False, "crashes": {}})
+        make_folder(self._folder, mode=0o700)
+        folder.mkdir()
+        try:
+            write_atomically(folder / "config.toml", config_text(config), durable=True)
+            with self._alone(folder):
+                self._start(folder, self._first_record(folder))
+        except BaseException:
+            shutil.rmtree(folder)  # nobody is to start it later
+            raise
         return folder.name
 
     def resume(self, name: str) -> None:
@@ -104,10 +113,14 @@ class Runs:
             If it is finished or runs.
         """
         folder = self.folder(name)
-        state = self.state(name, self._flower.runs())
-        if state.status in ("running", "finished"):
-            raise UsageError(f"run {name!r} is {state.status}: there is nothing to resume")
-        self._start(folder, self._record(folder) | {"stopped": False, "crashes": {}})
+        with self._alone(folder):
+            told = self._flower.runs()
+            state = self.state(name, told)
+            if state.status in ("running", "finished"):
+                raise UsageError(f"run {name!r} is {state.status}: there is nothing to resume")
+            record = self._record(folder)
+            self._end_apps(record, told)
+            self._start(folder, record | {"stopped": False, "crashes": {}})
 
     def stop(self, name: str) -> None:
         """End a run; what it has reached stays, and it can be resumed.
@@ -118,13 +131,14 @@ class Runs:
             If it does not run.
         """
         folder = self.folder(name)
-        state = self.state(name, self._flower.runs())
-        if state.status not in ("running", "crashed"):
-            raise UsageError(f"run {name!r} is {state.status}: there is nothing to stop")
-        record = self._record(folder)
-        write_json(folder / _RECORD, record | {"stopped": True}, durable=True)
-        if state.status == "running":
-            self._flower.stop_run(record["flower_runs"][-1])
+        with self._alone(folder):
+            told = self._flower.runs()
+            state = self.state(name, told)
+            if state.status not in ("running", "crashed"):
+                raise UsageError(f"run {name!r} is {state.status}: there is nothing to stop")
+            record = self._record(folder)
+            write_json(folder / _RECORD, record | {"stopped": True}, durable=True)
+            self._end_apps(record, told)
 
     def state(self, name: str, told: dict[int, dict[str, Any]]) -> RunState:
         """Return how a run is; ``told`` is what Flower says of all of them."""
@@ -161,16 +175,17 @@ class Runs:
     def _resume_if_crashed(self, name: str, told: dict[int, dict[str, Any]]) -> bool:
         """Return whether a run goes on; what is wrong with it keeps no other run from it."""
         try:
-            state = self.state(name, told)
-            if state.status != "crashed":
-                return False
             folder = self.folder(name)
-            record = self._record(folder)
-            for number in record["flower_runs"][-1:]:
-                if told.get(number, {}).get("status") in _ALIVE:  # as Flower believes
-                    self._flower.stop_run(number)
-            crashes = {str(state.round): record["crashes"].get(str(state.round), 0) + 1}
-            self._start(folder, record | {"crashes": crashes})
+            with self._alone(folder):
+                record = self._record(folder)
+                if any(number not in told for number in record["flower_runs"][-1:]):
+                    told = self._flower.runs()  # started since
+                state = self.state(name, told)
+                if state.status != "crashed":
+                    return False
+                self._end_apps(record, told)
+                crashes = {str(state.round): record["crashes"].get(str(state.round), 0) + 1}
+                self._start(folder, record | {"crashes": crashes})
         except (MedFusionError, OSError) as error:
             log.error("run %s cannot go on: %s", name, error)
             return False
@@ -178,16 +193,33 @@ class Runs:
 
     def _is_finished(self, name: str) -> bool:
         """Whether a run has its results, for which Flower need not be asked."""
-        return (self._folder / name / "summary.json").exists()
+        return (self._folder / name / SUMMARY).exists()
 
-    def _start(self, folder: Path, record: dict[str, Any]) -> None:
+    def _alone(self, folder: Path) -> AbstractContextManager[None]:
+        """Keep commands and the caretaker from deciding about a run at the same time."""
+        return one_at_a_time(folder / "run.lock")
+
+    def _end_apps(self, record: dict[str, Any], told: dict[int, dict[str, Any]]) -> None:
+        """End every app of a run that Flower believes alive."""
+        for number in record["flower_runs"]:
+            if told.get(number, {}).get("status") in _ALIVE:
+                self._flower.stop_run(number)
+
+    def _first_record(self, folder: Path) -> dict[str, Any]:
+        """Sign a run's settings, once: the key is needed for nothing that comes later."""
         config = load_config(folder / "config.toml")
         settings = run_settings(config, Task.load(config.run.task))
         key = SigningKey.read(self._kit.signing_key_file)
         signature = key.sign("run", run_content(self._kit.federation, settings))
+        parts = {"flower_runs": [], "stopped": False, "crashes": {}, "signature": signature}
+        return {"schema": 1, **parts}
+
+    def _start(self, folder: Path, record: dict[str, Any]) -> None:
         write_json(folder / _RECORD, record, durable=True)
         number = self._flower.start_run(
-            config=(folder / "config.toml").resolve(), out=folder.resolve(), signature=signature
+            config=(folder / "config.toml").resolve(),
+            out=folder.resolve(),
+            signature=record["signature"],
         )
         record = record | {"flower_runs": [*record["flower_runs"], number]}
         write_json(folder / _RECORD, record, durable=True)

@@ -42,5 +42,14 @@ def test_a_missing_or_damaged_key_is_refused_by_name(tmp_path, content):
     path = tmp_path / "signing.key"
     if content is not None:
         path.write_bytes(content)
+        path.chmod(0o600)
     with pytest.raises(ConfigError, match=r"signing\.key"):
+        SigningKey.read(path)
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path):
+    path = tmp_path / "signing.key"
+    SigningKey.create(path)
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="0640"):
         SigningKey.read(path)

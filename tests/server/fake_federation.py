@@ -6,6 +6,7 @@ from tabular_cohort import write_ward
 
 from medfusion.config import load_config
 from medfusion.data.task import Task
+from server.admitted import Admitted
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
 from server.receipts import FILE_NAME, Receipts
@@ -38,6 +39,8 @@ class Federation:
         }
         self.grid = FakeGrid({node: self.sites[name] for node, name in NAMES.items()})
         self.warnings = []
+        self.simulated = True  # as the roll call sees it
+        self.admitted = Admitted(None)
         self.receipts = Receipts(self.folder / FILE_NAME)
 
     def roll(self):
@@ -47,6 +50,8 @@ class Federation:
             self.task,
             warn=self.warnings.append,
             receipts=self.receipts,
+            admitted=self.admitted,
+            simulated=self.simulated,
         )
 
     def loop(self):
@@ -59,6 +64,8 @@ class Federation:
             self.receipts,
             self.folder,
             simulated=False,
+            signature=None,
+            admitted=self.admitted,
         )
         strategy = build_strategy(self.config.strategy, min_sites=self.config.server.min_sites)
         store = CheckpointStore(self.folder / "checkpoint", "settings")

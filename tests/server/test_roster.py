@@ -1,12 +1,14 @@
 """Who takes part in a run: the roll call, and the sites that strategies draw from."""
 
+import json
 import time
 
 import pytest
-from fake_federation import PATIENTS, Federation
+from fake_federation import NAMES, PATIENTS, Federation
 
-from medfusion.errors import ConfigError, DataError, FederationError
+from medfusion.errors import ConfigError, DataError, FederationError, MedFusionError
 from medfusion.transport.requests import error_reply
+from server.admitted import Admitted
 from server.roster_grid import RosterGrid
 
 
@@ -72,3 +74,29 @@ def test_more_epsilon_than_a_site_allows_is_refused(tmp_path):
     federation = Federation(tmp_path, "privacy.enabled=true", "privacy.target_epsilon=9")
     with pytest.raises(ConfigError, match="allows at most 8"):
         federation.roll()
+
+
+@pytest.mark.parametrize("left", [2, 1])
+def test_a_deployed_run_leaves_out_what_fails_or_does_not_fit(federation, left):
+    federation.simulated = False
+    federation.sites["north"].describe = lambda content, number: error_reply(DataError("row 5"))
+    if left == 2:
+        assert list(federation.roll().sites) == ["east", "west"]
+        assert "node 5 is left out for now: row 5" in federation.warnings[0]
+        return
+    federation.sites["east"].task = federation.task.to_json() | {"features": {}}
+    with pytest.raises(MedFusionError, match="1 of 3 sites answered"):
+        federation.roll()
+
+
+def test_a_site_under_another_ones_name_is_left_out(federation, tmp_path):
+    nodes = {name: node for node, name in NAMES.items()}
+    path = tmp_path / "registered.json"
+    sites = {name: {"node_id": node} for name, node in nodes.items()}
+    path.write_text(json.dumps({"sites": sites}))
+    federation.simulated, federation.admitted = False, Admitted(path)
+    assert len(federation.roll().sites) == 3
+    sites["south"] = sites.pop("north")  # as which its node was admitted
+    path.write_text(json.dumps({"sites": sites}))
+    assert list(federation.roll().sites) == ["east", "west"]
+    assert "calls itself 'north' and was admitted as 'south'" in federation.warnings[-1]

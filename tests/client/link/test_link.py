@@ -22,10 +22,14 @@ NODE = 7
 
 
 class CutError(grpc.RpcError):
-    """The connection is gone."""
+    """The connection is gone, or the coordinator fails."""
+
+    def __init__(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
+        super().__init__()
+        self._code = code
 
     def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
+        return self._code
 
     def details(self) -> str:
         return "cut"
@@ -204,3 +208,40 @@ def test_a_damaged_spool_file_counts_as_none(tmp_path: Path, name: str) -> None:
     fleet = FakeFleet([message(1)])
     serve(fleet, FakeNode(), tmp_path)
     assert answered(fleet) == ["m1"]
+
+
+def test_a_link_that_ends_keeps_the_message_of_a_node_that_is_gone(tmp_path: Path) -> None:
+    fleet, node = FakeFleet([message(1)]), FakeNode()
+
+    def gone(kind: str, content: RecordDict) -> RecordDict:
+        fleet.link.end()
+        raise ConnectionError("gone")
+
+    link = Link(fleet, Spool(tmp_path), gone, status=tmp_path / "status.json")
+    fleet.link = link
+    link.run()
+    assert not fleet.sent
+    serve(fleet, node, tmp_path)
+    assert answered(fleet) == ["m1"]
+    assert not fleet.sent[0].has_error()
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"), [(grpc.StatusCode.INTERNAL, False), (grpc.StatusCode.UNAVAILABLE, True)]
+)
+def test_a_message_that_the_coordinator_fails_at_does_not_block_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode, kept: bool
+) -> None:
+    monkeypatch.setattr("client.link.link._LAST_RETRY", 0.01)
+    fleet, node = FakeFleet([message(1), message(2)]), FakeNode()
+    genuine, failures = fleet.send, []
+
+    def send(reply: Message) -> None:
+        if reply.metadata.reply_to_message_id == "m1" and len(failures) < 20:
+            failures.append(1)
+            raise CutError(code)
+        genuine(reply)
+
+    monkeypatch.setattr(fleet, "send", send)
+    serve(fleet, node, tmp_path)
+    assert answered(fleet) == (["m1", "m2"] if kept else ["m2"])

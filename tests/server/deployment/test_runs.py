@@ -12,6 +12,7 @@ import pytest
 from kits import write_kits
 from tabular_cohort import write_ward
 
+from medfusion.atomic_files import write_json
 from medfusion.config import load_config
 from medfusion.errors import FederationError
 from medfusion.federation.kit import ServerKit
@@ -147,14 +148,63 @@ def test_the_caretaker_outlasts_what_fails(monkeypatch, error):
 
     class Registry:
         def bring_up_to_date(self):
-            looks.append(1)
-            if len(looks) == 1:
-                raise error
+            looks.append("nodes")
+            if len(looks) > 2:
+                ended.set()
+            raise error
 
     class NoRuns:
         def resume_crashed(self):
-            ended.set()
+            looks.append("runs")
             return []
 
     Caretaker(Registry(), NoRuns()).run(ended)
-    assert len(looks) == 2
+    assert looks == ["nodes", "runs", "nodes"]
+
+
+def test_a_run_that_the_server_did_not_take_is_not_started_later(runs, flower, tmp_path):
+    def away(**_):
+        raise FederationError("away")
+
+    flower.start_run = away
+    with pytest.raises(FederationError, match="away"):
+        runs.submit(load_config(tmp_path / "ward" / "config.toml", ["run.name=other"]))
+    assert runs.names() == ["ward-1"]
+
+
+def test_a_look_in_the_middle_of_a_submission_waits(runs, flower, tmp_path):
+    begun, go, start = threading.Event(), threading.Event(), flower.start_run
+
+    def slow(**arguments):
+        begun.set()
+        assert go.wait(20)
+        return start(**arguments)
+
+    flower.start_run = slow
+    config = load_config(tmp_path / "ward" / "config.toml", ["run.name=other"])
+    submitting = threading.Thread(target=runs.submit, args=(config,))
+    submitting.start()
+    assert begun.wait(20)
+    flower.start_run = start
+    looking = threading.Thread(target=runs.resume_crashed)
+    looking.start()
+    looking.join(0.3)
+    assert looking.is_alive()
+    go.set()
+    submitting.join()
+    looking.join()
+    record = json.loads((runs.folder("other-1") / "run.json").read_text())
+    assert len(record["flower_runs"]) == 1
+
+
+def test_stop_ends_every_app_of_a_run_and_resume_signs_nothing(runs, flower, tmp_path):
+    folder = runs.folder("ward-1")
+    record = json.loads((folder / "run.json").read_text())
+    first = record["flower_runs"]
+    extra = flower.start_run(config=None, out=None, signature="")
+    write_json(folder / "run.json", record | {"flower_runs": [*first, extra]}, durable=False)
+    runs.stop("ward-1")
+    assert flower.stopped == [*first, extra]
+    (tmp_path / "federation" / "kits" / "server" / "signing.key").unlink()
+    runs.resume("ward-1")
+    assert runs.state("ward-1", flower.runs()).status == "running"
