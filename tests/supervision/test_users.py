@@ -1,7 +1,10 @@
 """Programs of two users: what one makes, the other reaches; nothing else."""
 
 import os
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,11 +31,18 @@ def user_group(user: str) -> int:
     return pwd.getpwnam(user).pw_gid
 
 
+@pytest.fixture
+def in_reach() -> Iterator[Path]:
+    """A folder that other users reach; pytest's own ones are closed to them."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @root_only
-def test_what_the_node_makes_the_link_reaches_but_does_not_list(tmp_path: Path) -> None:
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    run = tmp_path / "run"
+def test_what_the_node_makes_the_link_reaches_but_does_not_list(in_reach: Path) -> None:
+    run = in_reach / "run"
     run.mkdir(0o700)
     own(run, NODE)
     let_through(run, LINK)
@@ -45,12 +55,13 @@ def test_what_the_node_makes_the_link_reaches_but_does_not_list(tmp_path: Path) 
 
 
 @root_only
-def test_a_site_that_the_link_can_read_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    site = tmp_path / "site"
+def test_a_site_that_the_link_can_read_is_refused(in_reach: Path) -> None:
+    site = in_reach / "site"
     site.mkdir()
     site.chmod(0o755)
+    with pytest.raises(UsageError, match="can read it"):
+        refuse_readers(LINK, site)
+    site.chmod(0o711)  # not listed, but entered
     with pytest.raises(UsageError, match="can read it"):
         refuse_readers(LINK, site)
     site.chmod(0o750)
