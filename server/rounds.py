@@ -38,13 +38,7 @@ from medfusion.transport.requests import (
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
-from server.exchange import (
-    PATIENCE_SECONDS,
-    Check,
-    Replies,
-    broadcast,
-    exchange_with_quorum,
-)
+from server.exchange import Check, Replies, broadcast, exchange_with_quorum
 from server.federated_metrics import federated_metrics
 from server.latecomers import Latecomers, facts_of, recall_sites
 from server.local_selection import fill_unselected
@@ -295,7 +289,7 @@ class RoundLoop:
                 timeout=self._config.server.round_timeout,
                 check=checked,
                 on_reply=on_reply,
-                patience=math.inf if self._context.simulated else PATIENCE_SECONDS,
+                patience=self._context.patience,
             )
         finally:
             receipts.take(told)

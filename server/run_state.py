@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.run_plan import run_plan
 from medfusion.transport.requests import RunSettings, SiteDescription
 from server.admitted import Admitted
+from server.exchange import PATIENCE_SECONDS
 from server.receipts import Receipts
 from server.roster import Roster
 
@@ -55,6 +57,11 @@ class RunContext:
     simulated: bool
     signature: str | None
     admitted: Admitted
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence before a site is asked whether it has lost its message."""
+        return math.inf if self.simulated else PATIENCE_SECONDS
 
     def plan_for(self, site: SiteDescription) -> tuple[str, ...]:
         """Note what a site's part costs in privacy, if it does; return the plan's warnings."""

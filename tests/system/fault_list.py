@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from far_line import set_line, why_not
 from fault_driver import ROUNDS, SITE, FaultyFederation
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.supercore.task_identity import TaskIdentity
 
-from medfusion.transport.requests import ARRAYS
+from medfusion.data.site_data import load_site_data
+from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
 
 Inject = Callable[[FaultyFederation, str], None]
 _CUT_SECONDS = 90
@@ -100,28 +102,39 @@ def _slow_line(federation: FaultyFederation, run: str) -> None:
         set_line(federation.line)
 
 
-def _edit_reply(change: Callable[[bytes], bytes], federation: FaultyFederation, run: str) -> None:
-    """Change a reply between its storing and its sending."""
-    reply = federation.spool() / "reply"
+def _forge(change: Callable[[np.ndarray], np.ndarray], fed: FaultyFederation, run: str) -> None:
+    """Let a link answer by itself, with the incoming model changed."""
+
+    def forged(data: bytes) -> bytes:
+        message = message_from_proto(MessageProto.FromString(data))
+        assert isinstance(message, Message)
+        TaskIdentity.run_id = message.metadata.run_id
+        TaskIdentity.node_id, TaskIdentity.task_id = message.metadata.dst_node_id, 0
+        arrays = message.content.array_records[ARRAYS]
+        changed = {name: Array(change(array.numpy())) for name, array in arrays.items()}
+        patients = load_site_data(fed.cohort / "sites" / SITE).patients_public
+        content = RecordDict(
+            {ARRAYS: ArrayRecord(changed), METRICS: MetricRecord({WEIGHT_KEY: patients})}
+        )
+        found: bytes = message_to_proto(Message(content, reply_to=message)).SerializeToString()
+        return found
+
+    _put_reply(forged, fed, run)
+
+
+def _put_reply(make: Callable[[bytes], bytes], federation: FaultyFederation, run: str) -> None:
+    """Put a reply into the spool, made from the message, while the link is away."""
+    spool = federation.spool()
     while True:
-        _late("link", federation, run)
+        federation.await_round(run, 1)
+        federation.await_message()
         federation.kill("link", number=signal.SIGSTOP)
-        if reply.exists():
+        if (spool / "message").exists() and not (spool / "reply").exists():
             break
         federation.kill("link", number=signal.SIGCONT)
-    reply.write_bytes(change(reply.read_bytes()))
+    (spool / "reply").write_bytes(make((spool / "message").read_bytes()))
+    (spool / "message").unlink()
     federation.kill("link")
-
-
-def _with_arrays(change: Callable[[np.ndarray], np.ndarray], data: bytes) -> bytes:
-    message = message_from_proto(MessageProto.FromString(data))
-    assert isinstance(message, Message)
-    arrays = message.content.array_records[ARRAYS]
-    message.content[ARRAYS] = ArrayRecord(
-        {name: Array(change(array.numpy())) for name, array in arrays.items()}
-    )
-    found: bytes = message_to_proto(message).SerializeToString()
-    return found
 
 
 @contextmanager
@@ -169,9 +182,10 @@ def _silence(federation: FaultyFederation, run: str) -> None:
 _PHASES = {"before": _before, "middle": _middle, "late": _late}
 _PROGRAMS = ("link", "node", "serverapp", "superlink", "superexec", "site", "server")
 
-_NAN = partial(_with_arrays, lambda array: array * np.float32("nan"))
-_CUT = partial(_with_arrays, lambda array: array[..., :-1] if array.ndim else array)
-_HUGE = partial(_with_arrays, lambda array: np.tile(array, 5000))
+_NAN = partial(_forge, lambda array: array * np.float32("nan"))
+_CUT = partial(_forge, lambda array: array[..., :-1] if array.ndim else array[None])
+_HUGE = partial(_forge, lambda array: np.tile(array, 5000))
+_GARBAGE = partial(_put_reply, lambda data: data[::-1])
 
 FAULTS = (
     Fault("none", "-", lambda federation, run: None),
@@ -190,14 +204,14 @@ FAULTS = (
     ),
     Fault("lost-message", "middle", _silence),
     Fault("freeze-link-60s", "middle", _freeze),
-    Fault("corrupt-reply", "late", partial(_edit_reply, lambda data: data[::-1])),
-    Fault("nan-reply", "late", partial(_edit_reply, _NAN), "failed", SITE),
-    Fault("wrong-shape-reply", "late", partial(_edit_reply, _CUT), "failed", SITE),
-    Fault("oversized-reply", "late", partial(_edit_reply, _HUGE), "failed", SITE),
+    Fault("corrupt-reply", "middle", _GARBAGE),
+    Fault("nan-reply", "middle", _NAN, "failed", SITE),
+    Fault("wrong-shape-reply", "middle", _CUT, "failed", SITE),
+    Fault("oversized-reply", "middle", _HUGE, "failed", SITE),
     Fault(
         "nan-reply-quorum-2",
-        "late",
-        partial(_edit_reply, _NAN),
+        "middle",
+        _NAN,
         same=False,
         overrides=("server.min_sites=2",),
     ),
