@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,10 @@ def _check_end(federation: LoopbackFederation) -> None:
     assert not federation.processes.alive()
     assert codes["server"] == 0
     assert [codes[site.name] for site in federation.sites] == [0, 0, 0]
-    assert not list(Path(tempfile.gettempdir()).glob("medfusion-*/node.sock"))
+    for site in federation.sites:
+        sockets = re.findall(r"serving at (\S+)", federation.processes.log(site.name))
+        assert sockets
+        assert not [path for path in sockets if Path(path).exists()]
 
 
 def _rounds(folder: Path) -> list[dict[str, Any]]:
