@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from client.node.admission import Admission
+from client.node.exact_releases import ExactReleases
 from client.node.policy import check_declared, check_exact, check_settings
 from client.node.state import NodeState
 from client.node.trainer import Trainer
@@ -193,8 +194,15 @@ class Node:
         if self._admission is not None:  # each time: a decision may have changed
             self._admission.check_approved(settings)
         if self._trainer is None or is_new:
+            file = self._state.releases_file(settings.run_id)
+            exact = None if self._simulated else ExactReleases(file, settings)
             self._trainer = Trainer(
-                self._data, settings, self._state.cache, self._secret, self._ledger
+                self._data,
+                settings,
+                self._state.cache,
+                self._secret,
+                self._ledger,
+                exact=exact,
             )
         return self._trainer
 
