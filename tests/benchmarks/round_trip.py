@@ -89,7 +89,7 @@ ECHO = """
 import sys, threading
 from pathlib import Path
 from client.node.service import NodeService, start_service
-start_service(NodeService(lambda kind, content: content), Path(sys.argv[1]))
+server = start_service(NodeService(lambda kind, content: content), Path(sys.argv[1]))
 threading.Event().wait()
 """
 
