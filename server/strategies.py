@@ -10,6 +10,7 @@ from pydantic import Field, create_model
 from medfusion.config import StrategyOptions
 from medfusion.errors import ConfigError, did_you_mean
 from medfusion.options import Options
+from medfusion.strategies.cyclic import Cyclic
 from medfusion.strategies.feddyn import FedDyn
 from medfusion.strategies.fednova import FedNova
 from medfusion.strategies.label_aware import LabelAware
@@ -18,6 +19,7 @@ from medfusion.transport.requests import ARRAYS, CONFIG, LOSS_KEY, WEIGHT_KEY
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "bulyan": flower.Bulyan,
+    "cyclic": Cyclic,
     "fedadagrad": flower.FedAdagrad,
     "fedadam": flower.FedAdam,
     "fedavg": flower.FedAvg,
