@@ -12,6 +12,7 @@ from medfusion.errors import ConfigError
 from medfusion.models.options import MedFusionNetOptions, ModelOptions
 from medfusion.options import FileSchema, Options, read_toml
 from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
+from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.toml_text import to_toml
 from medfusion.training.options import TrainingOptions
 from medfusion.training.recipes import with_recipe
@@ -43,6 +44,12 @@ class StrategyOptions(Options):
     def settings(self) -> dict[str, Any]:
         """The keys beside ``name``."""
         return dict(self.model_extra or {})
+
+    @property
+    def site_rule(self) -> SiteRuleName:
+        """What sites do for the strategy, beside plain steps."""
+        rules: dict[str, SiteRuleName] = {"scaffold": "scaffold", "feddyn": "feddyn"}
+        return rules.get(self.name, "none")
 
 
 class EvaluationOptions(Options):
@@ -79,6 +86,8 @@ class ServerOptions(Options):
     client_dp: ClientDpOptions | None = None
 
 
+# Strategies that divide by how far a site's steps reach, which SGD at a constant rate tells.
+_OF_STEPS = ("scaffold", "fednova")
 # Strategies that need nothing but the mean of the sites' models.
 _OF_THE_MEAN = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 
@@ -109,6 +118,7 @@ class RunConfig(Options):
                 "strategy.name = 'qfedavg' needs every site's training loss, which stays at the "
                 "site under privacy: expected another strategy, or privacy.enabled = false"
             )
+        self._strategy_suits_the_steps()
         if self.server.client_dp is not None:
             if self.strategy.name not in _OF_THE_MEAN:
                 raise ValueError(
@@ -121,6 +131,27 @@ class RunConfig(Options):
                     "their updates, which server.client_dp does not cover: expected 'none'"
                 )
         return self
+
+    def _strategy_suits_the_steps(self) -> None:
+        name, training = self.strategy.name, self.training
+        constant = training.schedule == "constant" and not training.rate_multipliers.given()
+        if name in _OF_STEPS and not (training.optimizer == "sgd" and constant):
+            raise ValueError(
+                f"strategy.name = {name!r} needs to know how far a site's steps reach: expected "
+                "training.optimizer = 'sgd', training.schedule = 'constant' and no "
+                "training.rate_multipliers"
+            )
+        if self.strategy.site_rule != "none" and training.momentum:
+            raise ValueError(
+                f"strategy.name = {name!r} corrects each step, and momentum = "
+                f"{training.momentum} repeats corrections: expected training.momentum = 0"
+            )
+        if self.strategy.site_rule != "none" and self.selection.method == "local":
+            raise ValueError(
+                f"strategy.name = {name!r} reads each site's update as its gradient, also where "
+                "selection.method = 'local' lets sites train other features: expected "
+                "'federated' or 'none'"
+            )
 
     def evaluation_rounds(self) -> tuple[int, ...]:
         """Return the rounds after which metrics are released; the last one is always among them."""

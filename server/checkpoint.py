@@ -102,7 +102,8 @@ def _record(arrays: dict[str, np.ndarray[Any, Any]], prefix: str) -> ArrayRecord
 
 
 def _numpy(record: ArrayRecord) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: np.ascontiguousarray(array.numpy()) for name, array in record.items()}
+    # order "C" and not ascontiguousarray, which gives arrays without dimensions one
+    return {name: np.asarray(array.numpy(), order="C") for name, array in record.items()}
 
 
 def _strategy_state(
@@ -122,7 +123,7 @@ def _strategy_state(
             continue
         layout[attribute] = {"kind": kind, "names": list(items)}
         arrays |= {
-            f"{_STRATEGY}{attribute}/{name}": np.ascontiguousarray(item)
+            f"{_STRATEGY}{attribute}/{name}": np.asarray(item, order="C")
             for name, item in items.items()
         }
     return layout, arrays
@@ -130,7 +131,8 @@ def _strategy_state(
 
 def _all_arrays(values: Any) -> bool:
     values = list(values)
-    return bool(values) and all(isinstance(value, np.ndarray) for value in values)
+    # Arithmetic on an array without dimensions gives a scalar of numpy's.
+    return bool(values) and all(isinstance(value, (np.ndarray, np.generic)) for value in values)
 
 
 def _restore(

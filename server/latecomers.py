@@ -119,4 +119,4 @@ def recall_sites(run: RunContext, kept: dict[str, dict[str, Any]]) -> None:
 
 
 def _facts(site: SiteDescription) -> dict[str, Any]:
-    return site.model_dump(include={"patients_public", "delta", "max_epsilon"})
+    return site.model_dump(exclude={"site", "task"})

@@ -152,6 +152,11 @@ def check_site(site: SiteDescription, config: RunConfig, task: Task) -> None:
             f"{task.differing_sections(theirs)} (hash {theirs.sha256[:12]}, expected "
             f"{task.sha256[:12]}): give all sites the same task.toml"
         )
+    if len(site.label_coverage) not in (0, len(task.labels.names)):
+        raise ConfigError(
+            f"site {site.site!r}: label_coverage: expected a share for each of the "
+            f"{len(task.labels.names)} labels, found {len(site.label_coverage)}"
+        )
     if config.privacy.enabled and config.privacy.target_epsilon > site.max_epsilon:
         raise ConfigError(
             f"privacy.target_epsilon = {config.privacy.target_epsilon}: site {site.site!r} allows "

@@ -25,8 +25,10 @@ from medfusion.data.thresholds import (
 from medfusion.errors import FederationError, MedFusionError
 from medfusion.evaluation.score_histograms import BINS, NOISED_BINS
 from medfusion.models.contract import frozen_sha256, trainable_state
+from medfusion.models.label_rows import label_rows
 from medfusion.models.registry import build_model, modalities_of
 from medfusion.privacy.ledger_receipt import Receipt
+from medfusion.strategies.patient_weighted import PatientWeighted, RunFacts
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import (
     Request,
@@ -72,6 +74,15 @@ class RoundLoop:
         local = self._settings.selection.method == "local"
         self._columns = model.feature_rows() if local else {}
         self._latecomers = Latecomers(context, show.warn)
+        if isinstance(strategy, PatientWeighted):
+            strategy.serve(
+                RunFacts(
+                    sites=context.roster,
+                    training=context.config.training,
+                    labels=tuple(context.task.labels.names),
+                    label_rows=label_rows(model),
+                )
+            )
 
     def run(self) -> Outcome:
         """Select, train for the configured rounds, evaluate; resume where a checkpoint stands.

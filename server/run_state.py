@@ -89,6 +89,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "training": config.training,
         "privacy": config.privacy,
         "report_loss": config.strategy.name == "qfedavg",
+        "site_rule": config.strategy.site_rule,
     }
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.

@@ -10,21 +10,31 @@ from pydantic import Field, create_model
 from medfusion.config import StrategyOptions
 from medfusion.errors import ConfigError, did_you_mean
 from medfusion.options import Options
+from medfusion.strategies.cyclic import Cyclic
+from medfusion.strategies.feddyn import FedDyn
+from medfusion.strategies.fednova import FedNova
+from medfusion.strategies.label_aware import LabelAware
+from medfusion.strategies.scaffold import Scaffold
 from medfusion.transport.requests import ARRAYS, CONFIG, LOSS_KEY, WEIGHT_KEY
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "bulyan": flower.Bulyan,
+    "cyclic": Cyclic,
     "fedadagrad": flower.FedAdagrad,
     "fedadam": flower.FedAdam,
     "fedavg": flower.FedAvg,
     "fedavgm": flower.FedAvgM,
+    "feddyn": FedDyn,
     "fedmedian": flower.FedMedian,
+    "fednova": FedNova,
     "fedprox": flower.FedProx,
     "fedtrimmedavg": flower.FedTrimmedAvg,
     "fedyogi": flower.FedYogi,
     "krum": flower.Krum,
+    "label_aware": LabelAware,
     "multikrum": flower.MultiKrum,
     "qfedavg": flower.QFedAvg,
+    "scaffold": Scaffold,
 }
 
 # What the run loop sets itself, and hooks that a configuration cannot name.
@@ -40,6 +50,7 @@ _OWNED = {
     "selection_rule",
     "train_metrics_aggr_fn",
     "evaluate_metrics_aggr_fn",
+    "quorum",
 }
 
 
@@ -81,6 +92,7 @@ def build_strategy(options: StrategyOptions, *, min_sites: int) -> Strategy:
         "arrayrecord_key": ARRAYS,
         "configrecord_key": CONFIG,
         "train_loss_key": LOSS_KEY,
+        "quorum": min_sites,
     }
     given = {name: value for name, value in ours.items() if name in parameters}
     try:

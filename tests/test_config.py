@@ -147,3 +147,38 @@ def test_unreadable_files_are_named(tmp_path, content, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_config(file)
     assert str(file) in str(error.value)
+
+
+SCAFFOLD = ("strategy.name=scaffold", "training.optimizer=sgd")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("strategy.name=scaffold",), "training.optimizer = 'sgd'"),
+        (("strategy.name=fednova",), "how far a site's steps reach"),
+        ((*SCAFFOLD, "training.schedule=cosine"), "training.schedule = 'constant'"),
+        ((*SCAFFOLD, "training.rate_multipliers={head=0.1}"), "no training.rate_multipliers"),
+        ((*SCAFFOLD, "training.momentum=0.9"), "training.momentum = 0"),
+        ((*SCAFFOLD, "selection.method=local"), "'federated' or 'none'"),
+        (("strategy.name=feddyn", "selection.method=local"), "'federated' or 'none'"),
+        (
+            (
+                "strategy.name=feddyn",
+                "selection.method=none",
+                "server.client_dp={clip=1, noise_multiplier=1}",
+            ),
+            "which server.client_dp hides",
+        ),
+    ],
+)
+def test_strategies_that_do_not_suit_the_steps_are_refused(path, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(path, overrides)
+
+
+def test_strategies_that_suit_the_steps_are_read(path):
+    assert load_config(path, SCAFFOLD).strategy.site_rule == "scaffold"
+    momentum = ("strategy.name=fednova", "training.optimizer=sgd", "training.momentum=0.9")
+    assert load_config(path, momentum).strategy.site_rule == "none"
+    assert load_config(path, ["strategy.name=feddyn"]).strategy.site_rule == "feddyn"

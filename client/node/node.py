@@ -11,6 +11,7 @@ from client.node.admission import Admission
 from client.node.exact_releases import ExactReleases
 from client.node.policy import check_declared, check_exact, check_settings
 from client.node.state import NodeState
+from client.node.strategy_memory import StrategyMemory
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TEST, TRAIN
@@ -153,6 +154,7 @@ class Node:
             site=self._data.name,
             task=self._data.task.to_json(),
             patients_public=self._data.patients_public,
+            label_coverage=self._data.config.site.coverage_of(self._data.task.labels.names),
             delta=policy.delta,
             max_epsilon=policy.max_epsilon,
         )
@@ -195,14 +197,14 @@ class Node:
             self._admission.check_approved(settings)
         if self._trainer is None or is_new:
             file = self._state.releases_file(settings.run_id)
-            exact = None if self._simulated else ExactReleases(file, settings)
             self._trainer = Trainer(
                 self._data,
                 settings,
                 self._state.cache,
                 self._secret,
                 self._ledger,
-                exact=exact,
+                StrategyMemory(self._state.strategy_folder(settings.run_id)),
+                exact=None if self._simulated else ExactReleases(file, settings),
             )
         return self._trainer
 
@@ -219,6 +221,7 @@ class Node:
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
         save_model(self._state.model_folder(settings.run_id), state, card)
+        trainer.memory.forget()
         if self._admission is not None:
             self._admission.delivered(settings, state_sha256(state))
         return reply_with({"delivered": True})

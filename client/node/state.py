@@ -47,6 +47,10 @@ class NodeState:
         """
         return self._folder / "models" / _checked(run_id)
 
+    def strategy_folder(self, run_id: str) -> Path:
+        """Folder of what the strategy of ``run_id`` remembers here; raises as `model_folder`."""
+        return self._folder / "strategies" / _checked(run_id)
+
     @property
     def runs(self) -> Path:
         """Folder of what is known and decided of each run."""

@@ -10,8 +10,10 @@ from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from client.node.exact_releases import ExactReleases
+from client.node.local_steps import LocalSteps
 from client.node.releases import PaidReleases
 from client.node.selecting import Selecting, one_per_patient
+from client.node.strategy_memory import StrategyMemory
 from medfusion.code_digest import code_sha256
 from medfusion.data.images import ImageCache
 from medfusion.data.site_data import SiteData
@@ -72,10 +74,12 @@ class Trainer:
         cache: Path,
         secret: bytes,
         ledger: Ledger,
+        memory: StrategyMemory,
         *,
         exact: ExactReleases | None,
     ) -> None:
         self.settings = settings
+        self.memory = memory
         self._data = data
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
@@ -127,13 +131,31 @@ class Trainer:
         self._check_round(request)
         state = self._load(request)
         train, _, selection = self._prepare(request)
-        content = self._content(request, state, train)
-        return self._release(
-            "train", request.round, content, lambda: self._fit(request, train, selection, content)
+        steps = LocalSteps.of(
+            request,
+            self.settings,
+            state,
+            self.memory,
+            patients_public=self._data.patients_public,
         )
+        shifted = state_sha256(steps.shift) if steps.shift is not None else ""
+        content = self._content(request, state, train, shifted)
+        reply = self._release(
+            "train",
+            request.round,
+            content,
+            lambda: self._fit(request, train, selection, steps, content),
+        )
+        steps.remember(reply.array_records[ARRAYS])
+        return reply
 
     def _fit(
-        self, request: Received, train: StudyTensors, selection: Selection | None, content: str
+        self,
+        request: Received,
+        train: StudyTensors,
+        selection: Selection | None,
+        local: LocalSteps,
+        content: str,
     ) -> RecordDict:
         """Return what training from the loaded model leads to."""
         settings, compute = self.settings, self._data.config.compute
@@ -151,6 +173,7 @@ class Trainer:
             physical_batch=compute.physical_batch,
             precision=compute.precision,
             proximal_mu=request.proximal_mu,
+            gradient_shift=local.shift,
             modality_dropout=settings.model.modality_dropout,
             auxiliary_heads=settings.model.auxiliary_heads,
             masked_labels=settings.model.masked_labels,
@@ -264,7 +287,9 @@ class Trainer:
                 f"round {request.round}: the run has rounds 1 to {self.settings.rounds}"
             )
 
-    def _content(self, request: Received, state: dict[str, Tensor], tensors: StudyTensors) -> str:
+    def _content(
+        self, request: Received, state: dict[str, Tensor], tensors: StudyTensors, *more: str
+    ) -> str:
         """Hash everything that a release from a model depends on.
 
         Notes count as the model reads them, since tokenizer and encoder come from files of this
@@ -277,6 +302,7 @@ class Trainer:
             f"{self._device} {self._data.config.compute.precision}",
             repr(request.request.selection),
             repr(request.proximal_mu),
+            *more,
         )
 
     def _digest(self, *parts: str) -> str:

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,12 +24,22 @@ SPLIT_NAMES = ("train", "calibration", "test")
 
 
 class SiteInfo(Options):
-    """Section ``[site]``: the name, where task and state are, and the declared patient count."""
+    """Section ``[site]``: the name, where task and state are, and what is declared of patients.
+
+    ``label_coverage`` is the share of training patients for whom a label is known, 0 for a label
+    that the site never records; 1 where none is given. Like ``patients_public`` it is declared
+    once, public, and not counted from the data.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     task: Path
     state: Path | None = None
     patients_public: int = Field(ge=1)
+    label_coverage: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default={})
+
+    def coverage_of(self, labels: Sequence[str]) -> tuple[float, ...]:
+        """Return the declared share of each of ``labels``."""
+        return tuple(self.label_coverage.get(label, 1.0) for label in labels)
 
 
 class FilesOptions(Options):
@@ -208,9 +219,14 @@ def task_columns(task: Task) -> tuple[str, ...]:
 
 
 def mapping_findings(site: Site) -> list[Finding]:
-    """Say what is wrong with the ``[columns.*]`` sections; every finding is an error."""
+    """Say where ``[columns.*]`` and labels do not suit the task; every finding is an error."""
     known = task_columns(site.task)
-    findings = []
+    where, labels = "[site] label_coverage", site.task.labels.names
+    findings = [
+        Finding("error", "bad-mapping", where, f"{name!r} is no label{nearest(name, labels)}")
+        for name in site.config.site.label_coverage
+        if name not in labels
+    ]
     for name, column in site.config.columns.items():
         where = f"[columns.{name}]"
         if name not in known:

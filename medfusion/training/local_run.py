@@ -1,6 +1,6 @@
 """What training a model on one site's studies needs, private or not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -170,16 +170,27 @@ class LocalRun:
             parameter.grad = None
 
 
-def make_proximal_pull(trainable: list[nn.Parameter], mu: float) -> Callable[[], None]:
-    """Return a function that adds ``mu * (w - w0)`` to each gradient, w0 being w as of now."""
-    received = [parameter.detach().clone() for parameter in trainable]
+def make_pull(
+    trainable: Mapping[str, nn.Parameter], *, mu: float, shift: Mapping[str, Tensor] | None
+) -> Callable[[], None] | None:
+    """Return what adds ``mu * (w - w0) + shift`` to each gradient, w0 being w as of now.
+
+    None if there is nothing to add.
+    """
+    received = {n: parameter.detach().clone() for n, parameter in trainable.items()} if mu else {}
+    moved = {n: shift[n].to(p.device) for n, p in trainable.items()} if shift is not None else {}
+    if not (received or moved):
+        return None
 
     def pull() -> None:
         with torch.no_grad():
-            for parameter, origin in zip(trainable, received, strict=True):
+            for name, parameter in trainable.items():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.add_(parameter - origin, alpha=mu)
+                if received:
+                    parameter.grad.add_(parameter - received[name], alpha=mu)
+                if moved:
+                    parameter.grad.add_(moved[name])
 
     return pull
 

@@ -1,7 +1,7 @@
 """One round of local training, private or not."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from medfusion.training.local_run import (
     Streams,
     TrainingStudies,
     make_autocast,
-    make_proximal_pull,
+    make_pull,
 )
 from medfusion.training.open_steps import fit_openly
 from medfusion.training.optimizer import make_optimizer
@@ -54,6 +54,7 @@ def fit(
     physical_batch: int,
     precision: Precision = "auto",
     proximal_mu: float = 0.0,
+    gradient_shift: Mapping[str, Tensor] | None = None,
     modality_dropout: float = 0.0,
     auxiliary_heads: float = 0.0,
     masked_labels: float = 0.0,
@@ -87,6 +88,9 @@ def fit(
     proximal_mu
         FedProx [1]_: adds ``proximal_mu * (w - w_received)`` to the gradient, after clipping
         and noise.
+    gradient_shift
+        Added to the gradient as well, a tensor for each trainable parameter by name: the
+        correction of a strategy (see `medfusion.strategies.site_rules`).
     modality_dropout
         Probability with which a sample loses each modality in training.
     auxiliary_heads
@@ -114,13 +118,13 @@ def fit(
     began = time.perf_counter()
     was_training = model.training
     model.to(device).train()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
     run = LocalRun(
         model=model,
         studies=studies,
-        trainable=trainable,
+        trainable=list(trainable.values()),
         optimizer=make_optimizer(model, options, steps=steps, progress=progress, rounds=rounds),
-        pull=make_proximal_pull(trainable, proximal_mu) if proximal_mu else None,
+        pull=make_pull(trainable, mu=proximal_mu, shift=gradient_shift),
         device=device,
         physical_batch=physical_batch,
         autocast=make_autocast(precision, device),

@@ -39,6 +39,7 @@ from medfusion.models.options import ModelOptions
 from medfusion.options import Options
 from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.privacy.options import PrivacyOptions
+from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.training.options import TrainingOptions
 
 RequestKind = Literal["describe", "select", "train", "evaluate", "deliver"]
@@ -54,13 +55,18 @@ MESSAGE_TYPES: dict[RequestKind, str] = {
 # Names of the records in a message: Flower's strategies expect the first three.
 ARRAYS, CONFIG, METRICS, REPLY = "arrays", "config", "metrics", "reply"
 RECEIPT = "receipt"
+GUIDE = "guide"  # arrays that a strategy sends beside the model
 REQUEST_KEY, ROUND_KEY, MU_KEY = "request", "server-round", "proximal-mu"
+COUNTED_KEY = "counted-round"
 WEIGHT_KEY, LOSS_KEY = "num-examples", "train_loss"
 _HISTOGRAMS = "histograms"
 
 
 class RunSettings(Options):
-    """What a run asks of every site; the same in each of its requests."""
+    """What a run asks of every site; the same in each of its requests.
+
+    ``site_rule`` names what a site does in its steps for the strategy, and remembers for it.
+    """
 
     run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: int
@@ -72,6 +78,7 @@ class RunSettings(Options):
     training: TrainingOptions
     privacy: PrivacyOptions
     report_loss: bool = False
+    site_rule: SiteRuleName = "none"
 
 
 class Request(Options):
@@ -91,18 +98,27 @@ class Request(Options):
 
 
 class SiteDescription(Options):
-    """The public facts of a site."""
+    """The public facts of a site.
+
+    ``label_coverage`` holds, for each label of the task in order, the declared share of its
+    patients for whom the label is known; empty if all are.
+    """
 
     site: str
     task: dict[str, Any]
     patients_public: int
+    label_coverage: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     delta: float
     max_epsilon: float
 
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it reached the Node; ``signed`` are its settings as they travelled."""
+    """A request as it reached the Node; ``signed`` are its settings as they travelled.
+
+    ``guide`` is what the strategy sends beside the model; ``counted`` the last round whose reply
+    of this site counted, 0 for none.
+    """
 
     request: Request
     round: int
@@ -110,6 +126,8 @@ class Received:
     arrays: ArrayRecord | None
     receipt: Receipt | None = None
     signed: dict[str, Any] | None = None
+    guide: ArrayRecord | None = None
+    counted: int = 0
 
     @classmethod
     def parse(cls, content: RecordDict) -> Self:
@@ -128,6 +146,7 @@ class Received:
             version = data.get("version")
             number = int(str(config.get(ROUND_KEY, 0)))
             proximal_mu = float(str(config.get(MU_KEY, 0.0)))
+            counted = int(str(config.get(COUNTED_KEY, 0)))
         except (KeyError, ValueError, AttributeError, RecursionError):
             raise FederationError(
                 "the request cannot be read; are all sides on one version?"
@@ -141,6 +160,8 @@ class Received:
             arrays=content.array_records.get(ARRAYS),
             receipt=read_receipt(content),
             signed=data.get("settings"),
+            guide=content.array_records.get(GUIDE),
+            counted=counted,
         )
 
 

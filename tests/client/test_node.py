@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from node_asker import NodeAsker
 
 from client.node.state import NodeState
+from client.node.strategy_memory import StrategyMemory
 from client.node.trainer import Trainer
 from medfusion.config import load_config
 from medfusion.data.site_data import load_site_data
@@ -44,7 +45,9 @@ def bytes_of(record: ArrayRecord) -> dict[str, bytes]:
 def test_describe_tells_public_facts_only(cohort, tmp_path):
     asker = Asker(cohort, tmp_path)
     facts = read_reply(asker.node.handle("describe", request_content(Request())))
-    assert set(facts) == {"site", "task", "patients_public", "delta", "max_epsilon"}
+    assert set(facts) == {
+        *("site", "task", "patients_public", "label_coverage", "delta", "max_epsilon")
+    }
     assert facts["patients_public"] == asker.data.config.site.patients_public
 
 
@@ -342,6 +345,7 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
             tmp_path / "cache",
             bytes(32),
             asker.node._ledger,
+            StrategyMemory(tmp_path / "strategy"),
             exact=None,
         )
         digests.append(trainer._data_sha256)

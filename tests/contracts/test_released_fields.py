@@ -46,6 +46,7 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
         "config.reply.json.site": ("str", "the site's public name"),
         "config.reply.json.task": ("task", "task.toml, which all sites share"),
         "config.reply.json.patients_public": ("int", DECLARED),
+        "config.reply.json.label_coverage[]": ("float", DECLARED),
         "config.reply.json.delta": ("float", "the hospital's policy"),
         "config.reply.json.max_epsilon": ("float", "the hospital's policy"),
         **RECEIPT,

@@ -27,6 +27,8 @@ def test_state_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
+        ("label_coverage = { icux = 0.5 }\n", "did you mean 'icu'"),
+        ("label_coverage = { icu = 1.5 }\n", "label_coverage.icu"),
         ("[polcy]\nmax_epsilon = 1\n", "did you mean 'policy'"),
         ("[policy]\nmax_epsilom = 1\n", "did you mean 'max_epsilon'"),
         ("[policy]\ndelta = 2\n", "policy.delta"),

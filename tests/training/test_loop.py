@@ -183,6 +183,20 @@ def test_proximal_term_pulls_towards_the_received_weights(private: bool) -> None
     torch.testing.assert_close(pulled, two - 0.1 * 70.0 * (one - start), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_a_shift_moves_every_step_unclipped(private: bool, unit_norm: bool) -> None:
+    def after(**changes: Any) -> Tensor:
+        plan = replace(make_private_plan(1), max_grad_norm=4.0, unit_norm=unit_norm)
+        return trained(plan=plan if private else None, steps=1, **changes)
+
+    net = make_net()
+    learned = {name: value for name, value in net.named_parameters() if value.requires_grad}
+    shift = {name: torch.full_like(value, 7.0) for name, value in learned.items()}
+    moved = torch.cat([torch.full((p.numel(),), 0.7 * p.requires_grad) for p in net.parameters()])
+    torch.testing.assert_close(after(gradient_shift=shift), after() - moved, rtol=1e-4, atol=1e-5)
+
+
 def test_the_proximal_term_is_not_divided_by_the_clipping_norm() -> None:
     def after(steps: int, **changes: Any) -> Tensor:
         plan = replace(make_private_plan(steps), max_grad_norm=4.0, unit_norm=True)

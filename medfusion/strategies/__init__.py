@@ -1,0 +1,1 @@
+"""The strategies that Flower lacks, each in one file with what a site does for it."""

@@ -1,0 +1,82 @@
+"""Label-aware averaging: what belongs to one label is averaged over those who record it.
+
+A site that never records a label sends back the label's parameters as it got them, and a plain
+mean counts that as an opinion. Here each site declares (``[site] label_coverage``) for what share
+of its patients each label is known; rows of the model that one label alone owns are averaged
+with patients times share as weights, all else with patients. Rows of a label that no site of the
+round records stay as they were. The shares are declared, not counted: they are as public as the
+number of patients, and nothing is learned from patients off the ledger. With full coverage
+everywhere it is FedAvg. `server.local_selection` does the like for features.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from medfusion.strategies.patient_weighted import (
+    PatientWeighted,
+    Vectors,
+    model_of,
+    no_metrics,
+    patients_of,
+    to_float32,
+    vectors,
+)
+
+
+class LabelAware(PatientWeighted):
+    """The coordinator's part; sites train as with FedAvg.
+
+    Parameters
+    ----------
+    quorum, fraction_train
+        As `PatientWeighted`.
+    """
+
+    def __init__(
+        self,
+        *,
+        quorum: int,
+        fraction_train: float = 1.0,
+    ) -> None:
+        super().__init__(quorum=quorum, fraction_train=fraction_train)
+        self._sent: tuple[Vectors] | None = None  # the model of the round under way
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the model."""
+        self._sent = (vectors(arrays),)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average each label's rows over the sites that record the label."""
+        named = self.in_order(replies)
+        if not named or self._sent is None:
+            return None, None
+        (model,) = self._sent
+        answered = sum(patients_of(reply) for reply in named.values())
+        known = {site: self._recorded(site, patients_of(reply)) for site, reply in named.items()}
+        recorded = np.sum(list(known.values()), axis=0)
+        moved = {name: x.copy() for name, x in model.items()}
+        for site, reply in named.items():
+            share = patients_of(reply) / answered
+            label_shares = np.divide(
+                known[site], recorded, out=np.zeros_like(recorded), where=recorded > 0
+            )
+            for name, trained in model_of(reply).items():
+                weight: float | NDArray[np.float64] = share
+                if name in self.run.label_rows:
+                    weight = label_shares.reshape(-1, *(1,) * (trained.ndim - 1))
+                moved[name] += weight * (trained - model[name])
+        return to_float32(moved), no_metrics()
+
+    def _recorded(self, site: str, patients: int) -> NDArray[np.float64]:
+        """Return, for each label, the patients [L] of whom a site declares to know it."""
+        shares = self.run.sites.sites[site].label_coverage or (1.0,) * len(self.run.labels)
+        return patients * np.array(shares)
