@@ -80,12 +80,17 @@ def build_model(
     Raises
     ------
     ConfigError
-        If the task lacks a modality that the options ask for, or the text encoder or the file
-        in ``init`` cannot be used.
+        If the task lacks a modality that the options ask for or has no labels that
+        ``masked_labels`` could tell, or the text encoder or the file in ``init`` cannot be used.
     """
     from medfusion.models.seeding import seeded
 
     modalities = modalities_of(options, task)
+    if options.masked_labels and task.task.kind != "multilabel":
+        raise ConfigError(
+            f"model.masked_labels = {options.masked_labels}: a task of kind {task.task.kind!r} has "
+            "no labels that tell of one another; expected 0"
+        )
     entry = MODELS[options.name]
     model_class: type[Model] = getattr(import_module(entry.module), entry.class_name)
     with seeded(seed):
@@ -93,7 +98,8 @@ def build_model(
     if task.labels.prevalence is not None:
         from medfusion.models.priors import start_from_prevalence
 
-        start_from_prevalence(model, task.labels.prevalence)
+        exclusive = task.task.kind == "multiclass"
+        start_from_prevalence(model, task.labels.prevalence, exclusive=exclusive)
     if isinstance(options, MedFusionNetOptions) and options.init is not None:
         from medfusion.models.pretrained import initialise
 

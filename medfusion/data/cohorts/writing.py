@@ -178,7 +178,7 @@ def _header(task: Task) -> tuple[str, ...]:
     notes = (task.text.column,) if task.text else ()
     split = (task.split.column,) if task.split.column else ()
     keys = (task.task.study, task.task.patient)
-    return (*keys, *split, *image, *task.features, *notes, *task.labels.names)
+    return (*keys, *split, *image, *task.features, *notes, *task.label_columns)
 
 
 def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:
