@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medfusion.data.findings import Cells, Finding, near_misses, plural, rows_text
 from medfusion.data.identifiers import identifier_findings
-from medfusion.data.images import unreadable_images
+from medfusion.data.images import formats_of, unreadable_images
 from medfusion.data.site import Site, load_site, mapping_findings, task_columns
 from medfusion.data.split import TRAIN, describe_torn_patients, patients_in_two_parts, split_of
 from medfusion.data.studies import Studies, local_name, validate_studies
@@ -150,7 +150,8 @@ def _image_findings(
     where = table.where(local_name(site, site.task.image.column))
     cells = Cells.absent(where, studies.rows)
     bad = unreadable_images(studies.images, site.task.image, report)
-    message = "expected a readable PNG or JPEG file, found a truncated or damaged one"
+    formats = formats_of(site.task.image)
+    message = f"expected a readable {formats} file, found a truncated or damaged one"
     yield from cells.finding(bad, "image-unreadable", message)
     owners = defaultdict(set)
     for path, patient in zip(studies.images, studies.patient_ids, strict=True):

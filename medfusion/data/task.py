@@ -40,18 +40,45 @@ class SplitRule(Options):
 
 
 class ImageSpec(Options):
-    """Section ``[image]``: the size (height, width) and channels every image is brought to."""
+    """Section ``[image]``: the size and channels every image or volume is brought to.
+
+    ``size`` is height and width in pixels or, with ``dims = 3``, voxels to the patient's right,
+    to the front and upwards. Volumes may have a ``spacing`` in mm, at which they are cut around
+    their centre (unset: the whole volume is brought to the size), and a ``window``, the public
+    range of intensities that become black to white (unset: eight-bit values as they are, others
+    by the volume's own percentiles). See `medfusion.data.volumes`.
+    """
 
     column: str = "image"
-    dims: Literal[2] = 2
-    size: tuple[int, int] = (128, 128)
+    dims: Literal[2, 3] = 2
+    size: tuple[int, int] | tuple[int, int, int] = (128, 128)
     channels: Literal[1, 3] = 1
+    spacing: float | None = Field(default=None, gt=0)
+    window: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _size_fits_the_networks(self) -> Self:
+        if len(self.size) != self.dims:
+            raise ValueError(f"size: expected {self.dims} sides, since dims = {self.dims}")
         if any(not 16 <= side <= 2048 for side in self.size):
-            raise ValueError("size: expected two sides of 16 to 2048 pixels")
+            raise ValueError("size: expected sides of 16 to 2048 pixels")
         return self
+
+    @model_validator(mode="after")
+    def _volumes_have_one_channel(self) -> Self:
+        if self.dims == 2:
+            if self.spacing is not None or self.window is not None:
+                raise ValueError("spacing and window are for volumes (dims = 3)")
+        elif self.channels != 1:
+            raise ValueError(f"channels = {self.channels}: expected 1 for volumes (dims = 3)")
+        elif self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError("window: expected the lower end first")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unset_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        return {key: value for key, value in data.items() if value is not None}
 
 
 class TextSpec(Options):

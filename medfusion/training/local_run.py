@@ -107,7 +107,8 @@ class LocalRun:
         if self.augmented:
             inputs = augment(inputs, self.studies.column_features, streams.changes)
         if self.small_images and "image" in inputs:
-            inputs = {**inputs, "image": functional.avg_pool2d(inputs["image"], 2)}
+            pool = functional.avg_pool2d if inputs["image"].ndim == 4 else functional.avg_pool3d
+            inputs = {**inputs, "image": pool(inputs["image"], 2)}
             inputs.pop("image_features", None)  # of the image at full size
         if self.modality_dropout:
             inputs = drop_modalities(inputs, self.modality_dropout, streams.modalities)
