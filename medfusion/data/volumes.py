@@ -132,14 +132,19 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 
 def _read_array(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
-    content = np.load(path, allow_pickle=False)
-    if isinstance(content, np.ndarray):
-        return content, (1.0, 1.0, 1.0)
-    with content:
-        key = _KEY if _KEY in content.files else content.files[0]
-        if key != _KEY and len(content.files) > 1:
-            raise DataError(f"a volume's file holds several arrays, none called {_KEY!r}")
-        spacing = content[_SPACING_KEY] if _SPACING_KEY in content.files else np.ones(3)
-        if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-            raise DataError("a volume's spacing is not three lengths in mm")
-        return content[key], tuple(float(mm) for mm in spacing)
+    with path.open("rb") as file:  # numpy leaves a damaged one open
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content, (1.0, 1.0, 1.0)
+        with content:
+            return _read_archive(content)
+
+
+def _read_archive(content: Any) -> tuple[NDArray[Any], tuple[float, ...]]:
+    key = _KEY if _KEY in content.files else content.files[0]
+    if key != _KEY and len(content.files) > 1:
+        raise DataError(f"a volume's file holds several arrays, none called {_KEY!r}")
+    spacing = content[_SPACING_KEY] if _SPACING_KEY in content.files else np.ones(3)
+    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise DataError("a volume's spacing is not three lengths in mm")
+    return content[key], tuple(float(mm) for mm in spacing)

@@ -106,7 +106,7 @@ def _change_volume(volume: Tensor, draws: Tensor) -> Tensor:
     turn = _turn(TURN * turns) * (1.0 + SCALE * size)[:, :, None]
     # Turned in voxels, then as shares of the sides; grid_sample counts axes from the last.
     turn = (turn * sides / sides[:, None]).flip(1, 2)
-    affine = torch.cat([turn, 2.0 * SHIFT * shifts[:, :, None]], dim=2)
+    affine = torch.cat([turn, 2.0 * SHIFT * shifts.flip(1)[:, :, None]], dim=2)
     grid = affine_grid(affine, list(volume.shape), align_corners=False)
     moved = grid_sample(volume, grid, mode="bilinear", padding_mode="border", align_corners=False)
     gain, offset = 1.0 + CONTRAST * contrast, BRIGHTNESS * brightness
