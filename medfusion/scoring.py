@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfusion.data.images import ImageCache
+from medfusion.data.labels import binary_labels
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TRAIN
 from medfusion.data.task import Task
@@ -108,7 +109,8 @@ def selection_at(saved: SavedModel, site: SiteData) -> Selection | None:
         return None
     studies = site.part(TRAIN)
     studies = studies.take(first_study_per_patient(studies.patient_ids))
-    histograms = feature_label_histograms(studies.features, studies.labels, site.task)
+    labels = binary_labels(studies.labels, site.task)
+    histograms = feature_label_histograms(studies.features, labels, site.task)
     return select_features(histograms, site.task, saved.top_n)
 
 

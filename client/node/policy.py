@@ -6,7 +6,7 @@ from pathlib import Path
 from medfusion.data.site import PolicyOptions
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, FederationError
-from medfusion.models.options import MedFusionNetOptions
+from medfusion.models.options import HyperFusionOptions, MedFusionNetOptions
 from medfusion.transport.requests import RunSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
@@ -51,7 +51,8 @@ def check_settings(
             "privacy.enabled = false: this site takes part under differential privacy only "
             "([policy] allow_without_privacy)"
         )
-    _check_encoder(settings.model.text.encoder)
+    if not isinstance(settings.model, HyperFusionOptions):  # which reads no text
+        _check_encoder(settings.model.text.encoder)
     if isinstance(settings.model, MedFusionNetOptions):
         _check_init(settings.model)
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from medfusion.atomic_files import write_atomically
 from medfusion.data.findings import plural, rows_text
 from medfusion.data.task import ImageSpec
+from medfusion.data.volumes import decode_volume
 from medfusion.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -32,6 +33,8 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error
 def decode_image(path: Path, spec: ImageSpec) -> Pixels:
     """Decode a PNG or JPEG file to uint8 [C, H, W] of the size in ``spec``.
 
+    With ``dims = 3`` it is a volume, see `medfusion.data.volumes.decode_volume`.
+
     Grey, colour, palette and alpha (over black), 8 and 16 bit; the camera's orientation tag is
     applied; resized with antialiasing. Deep grey scans are brought to 8 bit by the smallest
     depth of 8, 10, 12, 14, 16 bits that holds their values, since scanners store fewer bits
@@ -42,6 +45,8 @@ def decode_image(path: Path, spec: ImageSpec) -> Pixels:
     DataError
         If it cannot be read; the message leaves out the path.
     """
+    if spec.dims == 3:
+        return decode_volume(path, spec)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -57,7 +62,8 @@ class ImageCache:
     """
 
     def __init__(self, folder: Path, spec: ImageSpec) -> None:
-        key = json.dumps([_DECODER, spec.dims, list(spec.size), spec.channels])
+        of_volumes = [spec.spacing, spec.window] if spec.dims == 3 else []
+        key = json.dumps([_DECODER, spec.dims, list(spec.size), spec.channels, *of_volumes])
         self._spec = spec
         self._shape = (spec.channels, *spec.size)
         self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -65,7 +71,7 @@ class ImageCache:
 
     @property
     def array(self) -> Pixels:
-        """All cached images, uint8 [M, C, H, W], memory-mapped read-only."""
+        """All cached images, uint8 [M, C, *size], memory-mapped read-only."""
         self._read_index()
         if not self._rows:
             return np.zeros((0, *self._shape), dtype=np.uint8)
@@ -100,7 +106,7 @@ class ImageCache:
             unreadable = self._add(digests, pool, on_decode)
         if unreadable:
             bad = [i for i, path in enumerate(paths) if path and digests[path] in unreadable]
-            raise DataError(_describe_unreadable(bad, table_rows, self._spec.column))
+            raise DataError(_describe_unreadable(bad, table_rows, self._spec))
         return np.array(
             [-1 if path is None else self._rows[digests[path]] for path in paths],
             dtype=np.int64,
@@ -172,6 +178,11 @@ class ImageCache:
             yield
 
 
+def formats_of(spec: ImageSpec) -> str:
+    """Name the formats that are read."""
+    return "NIfTI, npz or npy" if spec.dims == 3 else "PNG or JPEG"
+
+
 def unreadable_images(
     paths: Sequence[Path | None], spec: ImageSpec, on_decode: Callable[[], None] | None = None
 ) -> NDArray[np.bool_]:
@@ -208,20 +219,20 @@ def _digest(path: Path) -> str:
 
 
 def _describe_unreadable(
-    bad: Sequence[int], table_rows: Sequence[int] | NDArray[np.int64] | None, column: str
+    bad: Sequence[int], table_rows: Sequence[int] | NDArray[np.int64] | None, spec: ImageSpec
 ) -> str:
     where = "`medfusion site check` names the rows"
     if table_rows is not None:
         where = rows_text(table_rows[i] for i in bad)
     return (
-        f"table of studies, column {column!r}: {plural(len(bad), 'image')} ({where}): expected "
-        "readable PNG or JPEG files, found truncated or damaged ones; export them again or blank "
-        "the cells"
+        f"table of studies, column {spec.column!r}: {plural(len(bad), 'image')} ({where}): "
+        f"expected readable {formats_of(spec)} files, found truncated or damaged ones; export them "
+        "again or blank the cells"
     )
 
 
 def _decode(data: bytes, spec: ImageSpec) -> Pixels:
-    height, width = spec.size
+    height, width = spec.size[:2]
     mode = "L" if spec.channels == 1 else "RGB"
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:

@@ -139,10 +139,11 @@ class StudyTensors:
     def inputs(self, index: Tensor, device: torch.device | str = "cpu") -> Inputs:
         """Return the model's inputs of the studies ``index`` (int64 [B], on the CPU).
 
-        Keys, for the modalities asked for: ``image`` float32 [B, C, H, W] in [-1, 1], 0 where
-        missing; ``image_present`` bool [B]; ``image_features`` float32 [B, F] if they were asked
-        for; ``tabular`` float32 [B, K, 3 + L]; ``tokens`` int64 [B, T], 0 = padding; with a
-        note encoder, ``text_states`` float32 [B, T, S] (pooled: [B, 1, S]).
+        Keys, for the modalities asked for: ``image`` float32 [B, C, H, W] (a volume has three
+        axes of space) in [-1, 1], 0 where missing; ``image_present`` bool [B];
+        ``image_features`` float32 [B, F] if they were asked for; ``tabular`` float32
+        [B, K, 3 + L]; ``tokens`` int64 [B, T], 0 = padding; with a note encoder,
+        ``text_states`` float32 [B, T, S] (pooled: [B, 1, S]).
         """
         inputs = {
             name: whole.index_select(0, index).to(device) for name, whole in self._resident.items()
@@ -168,7 +169,7 @@ class StudyTensors:
         image = torch.from_numpy(pixels).to(device).float().div_(127.5).sub_(1.0)
         image_present = torch.from_numpy(present).to(device)
         if not whole:
-            image.masked_fill_(~image_present[:, None, None, None], 0.0)
+            image.masked_fill_(~image_present.view(-1, *[1] * (image.ndim - 1)), 0.0)
         return {"image": image, "image_present": image_present}
 
 

@@ -1,9 +1,9 @@
 """What every model keeps to, and what follows for its state.
 
 1. ``forward(inputs) -> logits [B, L]``; ``inputs`` holds the keys of the model's modalities:
-   ``image`` float32 [B, C, H, W], ``image_present`` bool [B], ``tabular`` float32
-   [B, K, 3 + L], ``tokens`` int64 [B, T] (0 pads; all 0: no note). Where what nothing trains
-   ran in advance, also ``image_features`` float32 [B, F], those of the image as it is, and
+   ``image`` float32 [B, C, H, W] or [B, C, X, Y, Z], ``image_present`` bool [B], ``tabular``
+   float32 [B, K, 3 + L], ``tokens`` int64 [B, T] (0 pads; all 0: no note). Where what nothing
+   trains ran in advance, also ``image_features`` float32 [B, F], those of the image as it is, and
    ``text_states`` float32 [B, T or 1, S]. In training it may
    also hold ``label_states`` int64 [B, L]: what is told of each label (without it: nothing).
    ``outputs`` returns the same logits, beside those of the modalities' own heads.

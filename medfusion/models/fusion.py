@@ -57,7 +57,8 @@ def presence(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _hide_image(inputs: dict[str, Tensor], stays_B: Tensor) -> dict[str, Tensor]:
-    image = inputs["image"].masked_fill(~stays_B[:, None, None, None], 0.0)
+    image = inputs["image"]
+    image = image.masked_fill(~stays_B.view(-1, *[1] * (image.ndim - 1)), 0.0)
     return {"image": image, "image_present": inputs["image_present"] & stays_B}
 
 

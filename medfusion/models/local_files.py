@@ -10,7 +10,7 @@ from pathlib import Path
 from medfusion.data.task import Task
 from medfusion.digests import file_sha256
 from medfusion.errors import ConfigError
-from medfusion.models.options import MedFusionNetOptions, ModelOptions
+from medfusion.models.options import HyperFusionOptions, MedFusionNetOptions, ModelOptions
 from medfusion.models.pretrained import find_init, init_files
 from medfusion.models.registry import modalities_of
 
@@ -41,7 +41,7 @@ def local_files_sha256(options: ModelOptions, task: Task) -> str:
 def _local_files(options: ModelOptions, task: Task) -> Iterator[Path]:
     if isinstance(options, MedFusionNetOptions) and options.init is not None:
         yield from (path for path in init_files(find_init(options.init)) if path.is_file())
-    if "text" not in modalities_of(options, task):
+    if isinstance(options, HyperFusionOptions) or "text" not in modalities_of(options, task):
         return
     encoder = Path(options.text.encoder)
     if encoder.is_dir() and not _has_a_meaning(options.text.encoder):

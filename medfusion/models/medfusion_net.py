@@ -74,7 +74,7 @@ class ImageMemory(nn.Module):
         super().__init__()
         self.streams = ImageStreams(
             spec.image_channels,
-            spec.image_size,
+            spec.plane,
             sizes,
             attention_stream=options.attention_stream,
             exchange=options.exchange,

@@ -193,4 +193,79 @@ class LogisticOptions(Options):
         return 0.0
 
 
-ModelOptions = MedFusionNetOptions | LogisticOptions
+Fusion = Literal[
+    "none", "tabular", "concat", "film", "daft", "interactive", "hyperfusion", "cross_attention"
+]
+
+
+class HyperFusionOptions(Options):
+    """An encoder for images or volumes, and how tabular data meet it.
+
+    Attributes
+    ----------
+    fusion
+        See `medfusion.models.hyperfusion`; it says what the model reads.
+    backbone
+        ``resnet`` (pre-activation) or ``vgg``.
+    width, stages
+        Channels of the first layer, and how often they double.
+    generated
+        With ``fusion = "hyperfusion"``: names of the layers whose weights are generated, such as
+        ``image.stages.3.conv1`` or ``head1``. Unset: the ``down`` of a ResNet's last stage, as
+        in the paper's network, or the head of a VGG.
+    embedding
+        Numbers that the tabular data are brought to before weights are made of them.
+    rank
+        Of the generated part of each weight matrix; unset: full.
+    """
+
+    name: Literal["hyperfusion"] = "hyperfusion"
+    fusion: Fusion = "hyperfusion"
+    backbone: Literal["resnet", "vgg"] = "resnet"
+    width: int = Field(default=16, ge=4, le=64, multiple_of=4)
+    stages: int = Field(default=4, ge=2, le=5)
+    generated: tuple[str, ...] | None = None
+    embedding: int = Field(default=8, ge=1, le=256)
+    rank: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _generated_layers_belong_to_hyperfusion(self) -> Self:
+        if self.fusion != "hyperfusion" and (self.generated is not None or self.rank is not None):
+            raise ValueError(
+                f"fusion = {self.fusion!r} generates no layers: expected neither generated nor "
+                "rank, or fusion = 'hyperfusion'"
+            )
+        return self
+
+    @property
+    def generated_layers(self) -> tuple[str, ...]:
+        """The names in ``generated``, chosen or by default."""
+        if self.generated is not None:
+            return self.generated
+        if self.backbone == "vgg":
+            return ("head1", "head2")
+        return (f"image.stages.{self.stages - 1}.down",)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model reads, which its fusion says."""
+        alone: dict[str, tuple[Modality, ...]] = {"none": ("image",), "tabular": ("tabular",)}
+        return alone.get(self.fusion, ("image", "tabular"))
+
+    @property
+    def auxiliary_heads(self) -> float:
+        """Zero: there is one head."""
+        return 0.0
+
+    @property
+    def masked_labels(self) -> float:
+        """Zero: its labels do not tell of one another."""
+        return 0.0
+
+    @property
+    def modality_dropout(self) -> float:
+        """Zero: rivals are compared on what they were given."""
+        return 0.0
+
+
+ModelOptions = MedFusionNetOptions | LogisticOptions | HyperFusionOptions

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError
-from medfusion.models.options import LogisticOptions, MedFusionNetOptions, ModelOptions
+from medfusion.models.options import (
+    HyperFusionOptions,
+    LogisticOptions,
+    MedFusionNetOptions,
+    ModelOptions,
+)
 from medfusion.models.spec import input_spec
 
 if TYPE_CHECKING:
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 class Entry:
     """A registered model: its options, and the module and class that build it."""
 
-    options: type[MedFusionNetOptions] | type[LogisticOptions]
+    options: type[MedFusionNetOptions] | type[LogisticOptions] | type[HyperFusionOptions]
     module: str
     class_name: str
 
@@ -36,6 +41,7 @@ class Entry:
 MODELS: dict[str, Entry] = {
     "medfusion_net": Entry(MedFusionNetOptions, "medfusion.models.medfusion_net", "MedFusionNet"),
     "logistic": Entry(LogisticOptions, "medfusion.models.logistic", "Logistic"),
+    "hyperfusion": Entry(HyperFusionOptions, "medfusion.models.hyperfusion", "HyperFusion"),
 }
 
 
@@ -80,12 +86,24 @@ def build_model(
     Raises
     ------
     ConfigError
-        If the task lacks a modality that the options ask for, or the text encoder or the file
-        in ``init`` cannot be used.
+        If the task lacks a modality that the options ask for, has volumes that the model cannot
+        read or no labels that ``masked_labels`` could tell, or the text encoder or the file in
+        ``init`` cannot be used.
     """
     from medfusion.models.seeding import seeded
 
     modalities = modalities_of(options, task)
+    if options.masked_labels and task.task.kind != "multilabel":
+        raise ConfigError(
+            f"model.masked_labels = {options.masked_labels}: a task of kind {task.task.kind!r} has "
+            "no labels that tell of one another; expected 0"
+        )
+    solid = "image" in modalities and task.image is not None and task.image.dims == 3
+    if solid and not isinstance(options, HyperFusionOptions):
+        raise ConfigError(
+            f"model.name = {options.name!r} reads images of two dimensions, those of task "
+            f"{task.task.name!r} have three; expected 'hyperfusion', or modalities without 'image'"
+        )
     entry = MODELS[options.name]
     model_class: type[Model] = getattr(import_module(entry.module), entry.class_name)
     with seeded(seed):
@@ -93,7 +111,8 @@ def build_model(
     if task.labels.prevalence is not None:
         from medfusion.models.priors import start_from_prevalence
 
-        start_from_prevalence(model, task.labels.prevalence)
+        exclusive = task.task.kind == "multiclass"
+        start_from_prevalence(model, task.labels.prevalence, exclusive=exclusive)
     if isinstance(options, MedFusionNetOptions) and options.init is not None:
         from medfusion.models.pretrained import initialise
 
@@ -103,7 +122,7 @@ def build_model(
 
 def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":
     """Return the tokenizer that fits the model's text encoder; None if it reads no text."""
-    if "text" not in modalities_of(options, task):
+    if isinstance(options, HyperFusionOptions) or "text" not in modalities_of(options, task):
         return None
     from medfusion.models.blocks.text_encoder import tokenizer
 

@@ -15,11 +15,12 @@ class InputSpec:
     columns
         K, the number of tabular input columns (0: the task has no features).
     labels
-        L, the number of labels, which is also the number of logits.
+        L, the number of labels, classes or targets, which is also the number of outputs.
     image_channels
         Channels of an image (0: the task has no images).
     image_size
-        Height and width in pixels ((0, 0): the task has no images).
+        Height and width in pixels, or the three sides of a volume in voxels ((0, 0): the task
+        has no images).
     max_tokens
         T, the tokens kept of a note (0: the task has no notes).
     """
@@ -27,8 +28,14 @@ class InputSpec:
     columns: int
     labels: int
     image_channels: int
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | tuple[int, int, int]
     max_tokens: int
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Height and width of an image, for networks that read no volumes."""
+        assert len(self.image_size) == 2, "the registry refuses volumes here"
+        return self.image_size
 
     @property
     def column_values(self) -> int:

@@ -1,6 +1,9 @@
-"""Section ``[training.loss]``: the losses by name, each with its own constants. Free of torch."""
+"""Section ``[training.loss]``: the losses by name, each with its own constants. Free of torch.
 
-from typing import Literal
+Which of them a task may use hangs on its kind (see `medfusion.objectives.registry`).
+"""
+
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -47,4 +50,34 @@ class AsymmetricLoss(Options):
     clip: float = Field(default=0.05, ge=0, lt=1)
 
 
-LossOptions = BceLoss | FocalLoss | AsymmetricLoss
+class CrossEntropyLoss(Options):
+    """Cross-entropy of classes that exclude one another.
+
+    ``class_weights`` multiply the loss of each class's studies: public constants, one for each
+    class, never counts of the sites' patients. Without them all count alike.
+    """
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+
+class MseLoss(Options):
+    """Squared error of the target scaled from its public range to [-1, 1]."""
+
+    name: Literal["mse"] = "mse"
+
+
+class HuberLoss(Options):
+    """Squared error up to ``delta`` (of the scaled target), then linear [1]_.
+
+    References
+    ----------
+    .. [1] Huber, "Robust estimation of a location parameter", Annals of Mathematical Statistics
+       35, 1964.
+    """
+
+    name: Literal["huber"] = "huber"
+    delta: float = Field(default=0.25, gt=0, le=2)
+
+
+LossOptions = BceLoss | FocalLoss | AsymmetricLoss | CrossEntropyLoss | MseLoss | HuberLoss

@@ -1,8 +1,9 @@
 """Light augmentation: in each step a study looks a little different, as if taken another day.
 
 ===========  ==============================================================================
-image        shifted, turned and scaled by one affine map; contrast and brightness vary.
-             Never mirrored: on which side a finding lies is part of it.
+image        shifted, turned and scaled by one affine map; contrast and brightness vary. A
+             volume turns about each of its axes. Never mirrored: on which side a finding
+             lies is part of it.
 features     a known one is hidden now and then, exactly as a missing one would look.
 note         a token other than its first is hidden now and then (id 0, which encoders and
              attention mask; states that an encoder computed in advance stay as they were,
@@ -21,7 +22,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import affine_grid, grid_sample
 
 from medfusion.data.encode import MISSING, SELECTED
 from medfusion.models.fusion import hide_columns
@@ -32,7 +33,7 @@ SCALE = 0.06
 CONTRAST = 0.15
 BRIGHTNESS = 0.1  # of pixels in [-1, 1]
 HIDDEN = 0.08  # of features, and of tokens
-_IMAGE_DRAWS = 6
+_IMAGE_DRAWS, _VOLUME_DRAWS = 6, 9
 
 
 def augment(
@@ -54,13 +55,17 @@ def augment(
     features = int(column_features.max()) + 1 if "tabular" in inputs else 0
     tokens = inputs["tokens"].shape[1] if "tokens" in inputs else 0
     studies = len(next(iter(inputs.values())))
-    draws = torch.rand(studies, _IMAGE_DRAWS + features + tokens, generator=generator)
+    solid = "image" in inputs and inputs["image"].ndim == 5
+    image_draws = _VOLUME_DRAWS if solid else _IMAGE_DRAWS
+    draws = torch.rand(studies, image_draws + features + tokens, generator=generator)
     draws = draws.to(next(iter(inputs.values())).device)
-    of_image, of_features, of_tokens = torch.split(draws, [_IMAGE_DRAWS, features, tokens], dim=1)
+    of_image, of_features, of_tokens = torch.split(draws, [image_draws, features, tokens], dim=1)
     changed = dict(inputs)
     if "image" in inputs:
-        image = _change_image(inputs["image"], 2.0 * of_image - 1.0)
-        changed["image"] = image.masked_fill(~inputs["image_present"][:, None, None, None], 0.0)
+        change = _change_volume if solid else _change_image
+        image = change(inputs["image"], 2.0 * of_image - 1.0)
+        absent = ~inputs["image_present"].view(-1, *[1] * (image.ndim - 1))
+        changed["image"] = image.masked_fill(absent, 0.0)
         changed.pop("image_features", None)  # of the image as it was
     if "tabular" in inputs:
         drawn = of_features[:, column_features.to(draws.device)] < HIDDEN
@@ -92,6 +97,32 @@ def _change_image(image: Tensor, draws: Tensor) -> Tensor:
     )
     gain, offset = 1.0 + CONTRAST * contrast, BRIGHTNESS * brightness
     return (moved * gain[:, None] + offset[:, None]).clamp(-1.0, 1.0)
+
+
+def _change_volume(volume: Tensor, draws: Tensor) -> Tensor:
+    """Move and tint volumes [B, C, X, Y, Z] in [-1, 1] by nine draws each, in [-1, 1]."""
+    sides = torch.tensor(volume.shape[2:], dtype=volume.dtype, device=volume.device)
+    turns, size, shifts, contrast, brightness = torch.split(draws, [3, 1, 3, 1, 1], dim=1)
+    turn = _turn(TURN * turns) * (1.0 + SCALE * size)[:, :, None]
+    # Turned in voxels, then as shares of the sides; grid_sample counts axes from the last.
+    turn = (turn * sides / sides[:, None]).flip(1, 2)
+    affine = torch.cat([turn, 2.0 * SHIFT * shifts.flip(1)[:, :, None]], dim=2)
+    grid = affine_grid(affine, list(volume.shape), align_corners=False)
+    moved = grid_sample(volume, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    gain, offset = 1.0 + CONTRAST * contrast, BRIGHTNESS * brightness
+    tinted = moved * gain[:, :, None, None, None] + offset[:, :, None, None, None]
+    return tinted.clamp(-1.0, 1.0)
+
+
+def _turn(angles: Tensor) -> Tensor:
+    """Return rotations [B, 3, 3]: about the first axis, then the second, then the third."""
+    found = torch.eye(3, dtype=angles.dtype, device=angles.device).expand(len(angles), 3, 3)
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
+        cos, sin = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
+        about = torch.eye(3, dtype=angles.dtype, device=angles.device).repeat(len(angles), 1, 1)
+        about[:, i, i], about[:, i, j], about[:, j, i], about[:, j, j] = cos, -sin, sin, cos
+        found = about @ found
+    return found
 
 
 def _centres(count: int, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from torchvision.models import DenseNet
 from medfusion.data.task import Task
 from medfusion.models.contract import Model, frozen_sha256, trainable_state
 from medfusion.models.medfusion_net import SIZES
-from medfusion.models.options import LogisticOptions, MedFusionNetOptions, TextOptions
+from medfusion.models.options import (
+    Fusion,
+    HyperFusionOptions,
+    LogisticOptions,
+    MedFusionNetOptions,
+    TextOptions,
+)
 from medfusion.models.registry import MODELS, build_model
 from medfusion.privacy import layer_gradients as layer_gradients  # registers them
 from medfusion.privacy.book_keeping.engine import BookKeeping
@@ -64,6 +71,18 @@ CASES = {
     ),
     "own_heads": MedFusionNetOptions(gating="token", auxiliary_heads=0.5),
     "pooled_own_heads": MedFusionNetOptions(head="pooled", gating="token", auxiliary_heads=0.5),
+    "hyperfusion": HyperFusionOptions(width=8, stages=3),
+    "hyperfusion_low_rank": HyperFusionOptions(
+        width=8, stages=2, rank=2, generated=("image.stages.1.conv1", "head1", "head2")
+    ),
+    "hyperfusion_vgg": HyperFusionOptions(
+        backbone="vgg", width=8, stages=2, generated=("image.stages.1.conv2", "head1")
+    ),
+    **{
+        f"fusion_{name}": HyperFusionOptions(fusion=name, width=8, stages=2)
+        for name in get_args(Fusion)
+        if name != "hyperfusion"
+    },
     "told_labels": MedFusionNetOptions(modalities=("tabular", "text"), masked_labels=0.5),
 }
 every_model = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())

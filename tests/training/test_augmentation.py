@@ -181,3 +181,48 @@ def test_contrast_and_brightness_vary_within_the_range_of_pixels():
     most = 0.5 * augmentation.CONTRAST + augmentation.BRIGHTNESS
     assert float((corner - 0.5).abs().max()) < most
     assert float(corner.std()) > most / 4
+
+
+def make_volumes(image: Tensor) -> dict[str, Tensor]:
+    return {"image": image, "image_present": torch.ones(len(image), dtype=torch.bool)}
+
+
+def test_a_volume_turns_shifts_and_scales_as_the_draws_say(monkeypatch):
+    """Against the same map written out for the centre of a bright block."""
+    for name in ("CONTRAST", "BRIGHTNESS"):
+        monkeypatch.setattr(augmentation, name, 0.0)
+    sides = (20, 24, 16)
+    image = torch.full((3, 1, *sides), -1.0)
+    image[:, :, 12:15, 6:9, 4:7] = 1.0
+    centre = torch.tensor([13.0, 7.0, 5.0])
+    draws = 2 * torch.rand(3, 9, generator=generator(3)) - 1
+    moved = augmentation._change_volume(image, draws)
+    for study in range(3):
+        turn = augmentation._turn(augmentation.TURN * draws[study, None, :3])[0]
+        assert torch.allclose(turn @ turn.T, torch.eye(3), atol=1e-6)
+        scale = 1 + augmentation.SCALE * draws[study, 3]
+        half = (torch.tensor(sides) - 1) / 2
+        shift = augmentation.SHIFT * draws[study, 4:7] * torch.tensor(sides)
+        # A voxel at p reads the voxel at turn @ (p - middle) * scale + middle + shift.
+        expected = torch.linalg.solve(turn * scale, centre - half - shift) + half
+        bright = (moved[study, 0] + 1).double()
+        axes = torch.meshgrid(*(torch.arange(n) for n in sides), indexing="ij")
+        found = torch.stack([(axis * bright).sum() / bright.sum() for axis in axes])
+        torch.testing.assert_close(found.float(), expected, atol=0.15, rtol=0)
+
+
+def test_volumes_change_by_draws_of_their_own_and_absent_ones_stay_black():
+    inputs = make_volumes(2 * torch.rand(8, 1, 16, 18, 20, generator=generator(1)) - 1)
+    image = inputs["image"].clone()
+    inputs["image_present"][3] = False
+    inputs["image"][3] = 0.0
+    whole = augment(inputs, COLUMN_FEATURES, generator())["image"]
+    assert not whole[3].any()
+    draw = generator()
+    halves = [
+        augment({name: x[part] for name, x in inputs.items()}, COLUMN_FEATURES, draw)["image"]
+        for part in (slice(0, 3), slice(3, 8))
+    ]
+    assert torch.equal(torch.cat(halves), whole)
+    assert float(whole.abs().max()) <= 1.0
+    assert all(not torch.equal(whole[i], image[i]) for i in range(8) if i != 3)

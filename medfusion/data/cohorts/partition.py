@@ -1,11 +1,11 @@
 """Artificial sites for data sets that have none: patients dealt out with skewed labels.
 
 Each patient belongs to one group: the rarest label that any of the patient's studies is known
-to have, or no label. For each group, proportions over the sites are drawn from a symmetric
-Dirichlet distribution, and the group's patients, shuffled, are cut into parts of these sizes
-(Yurochkin et al. 2019, arXiv 1905.12022; Hsu et al. 2019, arXiv 1909.06335, use the same
-distribution for sites of equal size). A small ``alpha`` gives sites that differ much in labels
-and size; a large one sites that are alike.
+to have, or no label (an importer may bring other groups, such as bands of age). For each group,
+proportions over the sites are drawn from a symmetric Dirichlet distribution, and the group's
+patients, shuffled, are cut into parts of these sizes (Yurochkin et al. 2019, arXiv 1905.12022; Hsu
+et al. 2019, arXiv 1909.06335, use the same distribution for sites of equal size). A small
+``alpha`` gives sites that differ much in labels and size; a large one sites that are alike.
 """
 
 import math
@@ -48,11 +48,12 @@ class Partition:
 
 
 def deal_to_sites(
-    studies: Sequence[Study], labels: Sequence[str], partition: Partition
+    studies: Sequence[Study], groups: Mapping[str, int], partition: Partition
 ) -> list[Study]:
     """Give every study the site of its patient: ``site_1``, ``site_2``, ...
 
-    The same patients, labels and partition give the same sites, whatever the order of studies.
+    The same patients, groups and partition give the same sites, whatever the order of studies.
+    ``groups`` are patient -> group, such as those of `patient_groups`.
     Each site has at least `FEWEST_PATIENTS` patients.
 
     Raises
@@ -60,7 +61,6 @@ def deal_to_sites(
     DataError
         If there are too few patients for so many sites.
     """
-    groups = patient_groups(studies, labels)
     site_of = deal_patients(groups, partition)
     width = len(str(partition.sites))
     return [

@@ -11,9 +11,10 @@ from medfusion.data.cohorts import (
     fed_heart,
     mimic_cxr,
     nih_chestxray14,
+    oasis1,
     uci_cervical,
 )
-from medfusion.data.cohorts.partition import Partition, deal_to_sites
+from medfusion.data.cohorts.partition import Partition, deal_to_sites, patient_groups
 from medfusion.data.cohorts.writing import Cohort, Imported, write_cohort
 from medfusion.errors import UsageError, did_you_mean
 
@@ -54,8 +55,10 @@ class Importer:
             raise UsageError(f"{src}: expected the folder of the data set, found none")
         cohort = self.read(src)
         if not self.natural_sites:
-            labels = cohort.task["labels"]["names"]
-            dealt = deal_to_sites(cohort.studies, labels, partition or Partition())
+            groups = cohort.groups
+            if groups is None:
+                groups = patient_groups(cohort.studies, cohort.task["labels"]["names"])
+            dealt = deal_to_sites(cohort.studies, groups, partition or Partition())
             cohort = replace(cohort, studies=dealt)
         return write_cohort(cohort, out)
 
@@ -69,6 +72,7 @@ IMPORTERS: Mapping[str, Importer] = MappingProxyType(
         "mimic-cxr": Importer(read=mimic_cxr.read),
         "chexpert": Importer(read=chexpert.read),
         "uci-cervical": Importer(read=uci_cervical.read),
+        **{name: Importer(read=read) for name, read in oasis1.READERS.items()},
         "fed-heart": Importer(read=fed_heart.read, natural_sites="hospitals"),
     }
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medfusion.data.site import open_site
 from medfusion.data.split import TRAIN, split_of
@@ -59,6 +60,8 @@ class Study:
         ``split``. Blank means missing.
     image
         File to copy; None where the study has none.
+    volume
+        Voxels [X, Y, Z] to write as a file, for sets that hold many in one.
     """
 
     study_id: str
@@ -66,6 +69,7 @@ class Study:
     site: str = ""
     cells: Mapping[str, str]
     image: Path | None = None
+    volume: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -74,7 +78,8 @@ class Cohort:
 
     ``training`` holds further keys of the config's section ``[training]``; with a recipe in it,
     ``batch_size`` and ``learning_rate`` may be None, which leaves them to the recipe. What
-    ``sections`` holds, by section, takes the place of the usual keys.
+    ``sections`` holds, by section, takes the place of the usual keys. ``groups`` says by what
+    artificial sites differ: patient -> group; None: by the patient's rarest label.
     """
 
     task: Mapping[str, Any]
@@ -86,6 +91,7 @@ class Cohort:
     learning_rate: float | None = 3e-3
     training: Mapping[str, Any] = field(default_factory=lambda: {"schedule": "cosine"})
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    groups: Mapping[str, int] | None = None
 
 
 @contextmanager
@@ -167,8 +173,14 @@ def _write_studies(root: Path, site: str, studies: Sequence[Study], task: Task) 
         for study in sorted(studies, key=lambda study: study.study_id):
             row = {task.task.study: study.study_id, task.task.patient: study.patient_id}
             if task.image and study.image:
-                row[task.image.column] = study.study_id + study.image.suffix.lower()
+                name = study.image.name.lower()
+                suffix = ".nii.gz" if name.endswith(".nii.gz") else study.image.suffix.lower()
+                row[task.image.column] = study.study_id + suffix
                 shutil.copyfile(study.image, folder / "images" / row[task.image.column])
+            elif task.image and study.volume is not None:
+                row[task.image.column] = study.study_id + ".npz"
+                path = folder / "images" / row[task.image.column]
+                np.savez_compressed(path, volume=study.volume)
             writer.writerow({**study.cells, **row})
     return write_site(root, site, files=files)
 
@@ -178,7 +190,7 @@ def _header(task: Task) -> tuple[str, ...]:
     notes = (task.text.column,) if task.text else ()
     split = (task.split.column,) if task.split.column else ()
     keys = (task.task.study, task.task.patient)
-    return (*keys, *split, *image, *task.features, *notes, *task.labels.names)
+    return (*keys, *split, *image, *task.features, *notes, *task.label_columns)
 
 
 def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:

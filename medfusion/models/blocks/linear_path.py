@@ -54,7 +54,7 @@ class LinearPath(nn.Module):
         self._modalities = modalities
         self._values = spec.column_values - 1
         if "image" in modalities:
-            self.wavelets = Wavelets(spec.image_channels, spec.image_size)
+            self.wavelets = Wavelets(spec.image_channels, spec.plane)
             self.image = _zero(self.wavelets.count + 1, spec.labels)
         if "tabular" in modalities:
             self.tabular = _zero(spec.columns * self._values, spec.labels)

@@ -44,7 +44,7 @@ def test_nobody_is_lost_or_torn_and_no_site_is_small(sites, alpha, seed, spare, 
             number += 1
     names = [f"l{i}" for i in range(groups)]
     partition = Partition(sites=sites, alpha=alpha, seed=seed)
-    dealt = deal_to_sites(studies, names, partition)
+    dealt = deal_to_sites(studies, patient_groups(studies, names), partition)
     assert [study.study_id for study in dealt] == [study.study_id for study in studies]
     assert [study.cells for study in dealt] == [study.cells for study in studies]
     site_of = {}
@@ -54,7 +54,7 @@ def test_nobody_is_lost_or_torn_and_no_site_is_small(sites, alpha, seed, spare, 
     counts = Counter(site_of.values())
     assert set(counts) == {f"site_{1 + i}" for i in range(sites)}
     assert min(counts.values()) >= FEWEST_PATIENTS
-    again = deal_to_sites(studies[::-1], names, partition)
+    again = deal_to_sites(studies[::-1], patient_groups(studies, names), partition)
     assert [study.site for study in again[::-1]] == [study.site for study in dealt]
 
 

@@ -243,7 +243,7 @@ def test_summary_alone_makes_a_report(make_run: MakeRun) -> None:
         (
             "histograms.json",
             '{"schema": 1, "labels": ["a"], "bins": 2, "sites": {"x": [[[0, 0]]]}}',
-            r"sites\.x: expected shape \(1, 2, 2\), found \(1, 1, 2\)",
+            r"sites\.x: expected shape \(3, 2, \d+\), found \(1, 1, 2\)",
         ),
         ("model/model.json", '{"schema": 1, "task": {}}', "model.json: task: missing key"),
     ],

@@ -1,0 +1,163 @@
+"""Volumes: from files to voxels of the task's size."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from medfusion.data.images import ImageCache, unreadable_images
+from medfusion.data.task import ImageSpec
+from medfusion.data.volumes import decode_volume, resample
+from medfusion.errors import DataError
+
+SPEC = ImageSpec(dims=3, size=(16, 18, 20))
+needs_nibabel = pytest.mark.skipif(
+    importlib.util.find_spec("nibabel") is None, reason="nibabel is not installed"
+)
+
+
+def ramp(*shape: int, axis: int = 0) -> np.ndarray:
+    """Values that rise along one axis."""
+    sides = [side if at == axis else 1 for at, side in enumerate(shape)]
+    return np.broadcast_to(np.arange(shape[axis], dtype=np.float64).reshape(sides), shape)
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def test_eight_bit_voxels_of_the_right_size_stay_as_they_are(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 256, SPEC.size).astype(np.uint8)
+    found = decode_volume(save(tmp_path / "a.npz", volume=voxels), SPEC)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, voxels[None])
+    np.save(tmp_path / "a.npy", voxels)
+    np.testing.assert_array_equal(decode_volume(tmp_path / "a.npy", SPEC), voxels[None])
+
+
+def test_a_window_is_public_and_percentiles_are_the_volumes_own(tmp_path):
+    values = ramp(16, 18, 20) * 100.0  # 0 to 1500
+    path = save(tmp_path / "a.npz", volume=values)
+    window = SPEC.model_copy(update={"window": (500.0, 1000.0)})
+    along = decode_volume(path, window)[0, :, 0, 0].tolist()
+    assert along[:6] == [0] * 6
+    assert along[10:] == [255] * 6
+    assert along[7] == round(255 * 200 / 500)
+    own = decode_volume(path, SPEC)[0, :, 0, 0]
+    assert own[0] == 0
+    assert own[-1] == 255
+    shifted = decode_volume(save(tmp_path / "b.npz", volume=3 * values + 7), SPEC)
+    np.testing.assert_array_equal(shifted[0, :, 0, 0], own)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_resampling_is_linear_where_voxels_shrink_and_a_mean_where_they_grow(axis):
+    size = [4, 5, 6]
+    size[axis] = 2 * size[axis]
+    finer = resample(ramp(4, 5, 6, axis=axis).astype(np.float32), tuple(size))
+    inner = np.moveaxis(finer, axis, 0)[1:-1]
+    assert np.diff(inner, axis=0) == pytest.approx(0.5, abs=1e-5)
+    checks = (-1.0) ** ramp(16, 16, 16, axis=axis)  # the finest texture there is
+    size = [16, 16, 16]
+    size[axis] = 4
+    coarse = np.moveaxis(resample(checks.astype(np.float32), tuple(size)), axis, 0)
+    assert np.abs(coarse[1:-1]).max() < 1e-5
+    constant = resample(np.full((7, 9, 5), 3.0, np.float32), (4, 12, 6))
+    assert constant == pytest.approx(3.0, abs=1e-5)
+
+
+def test_with_a_spacing_a_volume_is_cut_or_filled_up_around_its_centre(tmp_path):
+    voxels = np.zeros((20, 40, 10), np.uint8)
+    voxels[9:11, 19:21, 4:6] = 255
+    path = save(tmp_path / "a.npz", volume=voxels, spacing=np.array([2.0, 1.0, 4.0]))
+    found = decode_volume(path, ImageSpec(dims=3, size=(24, 16, 20), spacing=2.0))[0]
+    centre = np.array(np.nonzero(found > 60)).mean(axis=1)
+    assert centre == pytest.approx((np.array(found.shape) - 1) / 2)
+    assert not found[:2].any()
+    assert not found[-2:].any()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"volume": np.zeros((4, 4))}, "three dimensions"),
+        ({"volume": np.zeros((4, 0, 4))}, "three dimensions"),
+        ({"a": np.zeros((4, 4, 4)), "b": np.zeros(3)}, "several arrays"),
+        ({"volume": np.zeros((4, 4, 4)), "spacing": np.array([1.0, -1.0, 1.0])}, "three lengths"),
+        ({"volume": np.full((4, 4, 4), np.nan)}, "no finite value"),
+        ({"volume": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
+    ],
+)
+def test_what_is_no_volume_is_refused_without_its_path(tmp_path, content, message):
+    path = save(tmp_path / "secret.npz", **content)
+    with pytest.raises(DataError, match=message) as told:
+        decode_volume(path, SPEC)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.dcm"])
+def test_damaged_and_foreign_files_are_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"PK\x03\x04 and then nothing of use")
+    with pytest.raises(DataError, match=r"cannot be read|is not one of"):
+        decode_volume(path, SPEC)
+    assert unreadable_images([path, None], SPEC).tolist() == [True, False]
+
+
+def test_volumes_are_cached_by_content_and_by_how_they_are_read(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 256, (8, 9, 10)).astype(np.uint8)
+    path = save(tmp_path / "a.npz", volume=voxels)
+    cache = ImageCache(tmp_path / "cache", SPEC)
+    rows = cache.rows([None, path])
+    assert rows.tolist() == [-1, 0]
+    assert cache.array.shape == (1, 1, 16, 18, 20)
+    np.testing.assert_array_equal(cache.array[0], decode_volume(path, SPEC))
+    other = ImageCache(tmp_path / "cache", SPEC.model_copy(update={"window": (0.0, 99.0)}))
+    assert len(other.array) == 0
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="readable NIfTI, npz or npy files"):
+        cache.rows([path])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dims": 3, "size": (16, 16)}, "expected 3 sides"),
+        ({"dims": 2, "size": (16, 16, 16)}, "expected 2 sides"),
+        ({"dims": 3, "size": (16, 16, 8)}, "16 to 2048"),
+        ({"dims": 3, "size": (16, 16, 16), "channels": 3}, "expected 1 for volumes"),
+        ({"dims": 3, "size": (16, 16, 16), "window": (1.0, 1.0)}, "lower end first"),
+        ({"spacing": 2.0}, "for volumes"),
+    ],
+)
+def test_a_section_that_fits_no_volume_is_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        ImageSpec(**options)
+
+
+def test_images_keep_their_digest():
+    assert ImageSpec().model_dump() == {
+        "column": "image",
+        "dims": 2,
+        "size": (128, 128),
+        "channels": 1,
+    }
+
+
+@needs_nibabel
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_nifti_file_is_turned_to_the_patients_axes_and_brings_its_spacing(tmp_path, name):
+    import nibabel
+
+    voxels = np.zeros((20, 16, 18), np.float32)  # upwards, to the left, to the front
+    voxels[15, 2, 9] = 900.0
+    affine = np.array([[0, -2, 0, 0], [0, 0, 2, 0], [2, 0, 0, 0], [0, 0, 0, 1.0]])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / name)
+    spec = ImageSpec(dims=3, size=(16, 18, 20), spacing=2.0, window=(0.0, 900.0))
+    found = decode_volume(tmp_path / name, spec)[0]
+    assert np.argwhere(found == 255).tolist() == [[13, 9, 15]]
+    (tmp_path / name).write_bytes(b"no NIfTI")
+    with pytest.raises(DataError, match="cannot be read"):
+        decode_volume(tmp_path / name, spec)
