@@ -98,7 +98,7 @@ def _to_255(values: Floats, window: tuple[float, float] | None) -> Floats:
     ends = np.percentile(values[finite], _PERCENTILES) if window is None else window
     low, high = (float(end) for end in ends)
     share = (np.where(finite, values, low) - low) / max(high - low, _TINY)
-    found: Floats = 255.0 * np.clip(share, 0.0, 1.0)
+    found: Floats = (255.0 * np.clip(share, 0.0, 1.0)).astype(np.float32)
     return found
 
 
