@@ -103,9 +103,9 @@ class Encoder(nn.Module):
     kind
         ``resnet``: a stem of ``width`` channels and a halving, then stages of twice as many
         channels each, the second and later ones halving. ``vgg``: stages of ``width``,
-        2 ``width``, ... channels, each halving. After either a ReLU, and no norm: a GroupNorm
-        would set the means over the map that its reader takes, such as how much of a head is
-        dark, to one value for every patient.
+        2 ``width``, ... channels, each halving. After either a ReLU. The ResNet has no last
+        norm: over a whole map it would take from the channels' means, which the head reads,
+        what a group of channels has in common, such as how much of a head is dark.
     dims
         2 or 3.
     """
