@@ -20,6 +20,7 @@ NIFTI = (".nii", ".nii.gz")
 ARRAYS = (".npz", ".npy")
 _KEY, _SPACING_KEY = "volume", "spacing"
 _PERCENTILES = (0.5, 99.5)
+_TINY = 1e-30  # a volume of one value is black
 _MOST_VOXELS = 2**28  # a whole-body CT has some 1.5e8
 
 Floats = NDArray[np.float32]
@@ -94,9 +95,10 @@ def _to_255(values: Floats, window: tuple[float, float] | None) -> Floats:
     finite = np.isfinite(values)
     if not finite.any():
         raise DataError("a volume holds no finite value")
-    low, high = window or (float(v) for v in np.percentile(values[finite], _PERCENTILES))
-    share = (np.where(finite, values, low) - low) / max(high - low, np.finfo(np.float32).tiny)
-    found: Floats = 255.0 * np.clip(share, 0.0, 1.0)
+    ends = np.percentile(values[finite], _PERCENTILES) if window is None else window
+    low, high = (float(end) for end in ends)
+    share = (np.where(finite, values, low) - low) / max(high - low, _TINY)
+    found: Floats = (255.0 * np.clip(share, 0.0, 1.0)).astype(np.float32)
     return found
 
 

@@ -17,8 +17,6 @@ Shapes: B batch, C channels, [...] two or three axes of space, N places of the l
 K columns, V values of a column.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +103,7 @@ class HyperFusion(Model):
         )
         places_BNC = self.image(inputs["image"], inside).flatten(2).transpose(1, 2)
         present_B1 = inputs["image_present"].unsqueeze(1)
-        pooled_BC = places_BNC.mean(dim=1)
+        pooled_BC: Tensor = places_BNC.mean(dim=1)
         pooled_BC = torch.where(present_B1, pooled_BC, self.absent(pooled_BC).squeeze(1))
         if self._fusion == "cross_attention":
             query_B1C = self.query(tabular_BKV).unsqueeze(1)
@@ -116,7 +114,7 @@ class HyperFusion(Model):
     def label_biases(self) -> list[nn.Parameter]:
         """Name the bias of the head's last layer, beside which a part may be generated."""
         last = self.head2.base if isinstance(self.head2, Generated) else self.head2
-        return [cast(nn.Parameter, last.bias)]
+        return [last.bias]
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
         """Name the weight of every layer that reads columns."""

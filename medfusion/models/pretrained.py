@@ -221,7 +221,7 @@ def _means_the_same(
     return saved.module.modalities == modalities
 
 
-def _shape(task: Task) -> tuple[tuple[int, int], int] | None:
+def _shape(task: Task) -> tuple[tuple[int, ...], int] | None:
     return (task.image.size, task.image.channels) if task.image else None
 
 

@@ -102,8 +102,10 @@ class Encoder(nn.Module):
     ----------
     kind
         ``resnet``: a stem of ``width`` channels and a halving, then stages of twice as many
-        channels each, the second and later ones halving; a last norm and ReLU. ``vgg``: stages
-        of ``width``, 2 ``width``, ... channels, each halving; a last ReLU.
+        channels each, the second and later ones halving. ``vgg``: stages of ``width``,
+        2 ``width``, ... channels, each halving. After either a ReLU. The ResNet has no last
+        norm: over a whole map it would take from the channels' means, which the head reads,
+        what a group of channels has in common, such as how much of a head is dark.
     dims
         2 or 3.
     """
@@ -119,7 +121,6 @@ class Encoder(nn.Module):
             stage(dims, before, after, 1 if number == 0 else 2)
             for number, (before, after) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.norm = group_norm(widths[-1]) if resnet else None
         self.input_channels = tuple(inputs)
         self.channels = widths[-1]
         self.modulated_channels = inputs[-1] if resnet else widths[-1]
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
                 x = x * _along(gates[number], x)
             apart = Inside(inside.tabular, inside.embedding)
             x = stage(x, inside if number == last else apart)
-        return torch.relu(x if self.norm is None else self.norm(x))
+        return torch.relu(x)
 
 
 def generate(layers: nn.Module, names: Sequence[str], *, embedding: int, rank: int | None) -> None:

@@ -23,6 +23,7 @@ References
 """
 
 from math import prod, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,15 +129,16 @@ def convolve_each(
     """Convolve sample i of ``x`` [B, C, ...] with ``weight[i]`` of [B, O, C, ...]; [B, O, ...]."""
     batch, out, inside, *kernel = weight.shape
     if all(side == 1 for side in kernel) and not any(padding):
-        seen = x[(..., *(slice(None, None, step) for step in stride))]
+        places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in stride))
+        seen = x[places]
         found = torch.bmm(weight.reshape(batch, out, inside), seen.flatten(2))
         return found.reshape(batch, out, *seen.shape[2:])
     convolve = functional.conv3d if len(kernel) == 3 else functional.conv2d
     found = convolve(
         x.reshape(1, batch * inside, *x.shape[2:]),
         weight.reshape(batch * out, inside, *kernel),
-        stride=stride,  # type: ignore[arg-type]
-        padding=padding,  # type: ignore[arg-type]
+        stride=stride,
+        padding=padding,
         groups=batch,
     )
     return found.reshape(batch, out, *found.shape[2:])
