@@ -16,7 +16,7 @@ class TaskInfo(Options):
     """Section ``[task]``: names of the task and of the two key columns."""
 
     name: str = Field(min_length=1)
-    kind: Literal["multilabel"]
+    kind: Literal["multilabel", "detection"]
     patient: str = "patient_id"
     study: str = "study_id"
     bins: int = Field(default=32, ge=2, le=1024)
@@ -50,6 +50,15 @@ class ImageSpec(Options):
         if any(not 16 <= side <= 2048 for side in self.size):
             raise ValueError("size: expected two sides of 16 to 2048 pixels")
         return self
+
+
+class BoxSpec(Options):
+    """Section ``[boxes]``, of a task of detection: a study has at most ``most`` boxes.
+
+    Every study is padded to that many, so the number is public and no patient's.
+    """
+
+    most: int = Field(default=16, ge=1, le=256)
 
 
 class TextSpec(Options):
@@ -149,6 +158,7 @@ class Task(Options):
     split: SplitRule = SplitRule()
     image: ImageSpec | None = None
     text: TextSpec | None = None
+    boxes: BoxSpec | None = None
     features: dict[str, Feature] = Field(default_factory=dict)
     labels: Labels
 
@@ -163,6 +173,31 @@ class Task(Options):
         if not self.features and self.image is None and self.text is None:
             raise ValueError("expected at least one of [features.*], [image], [text]")
         return self
+
+    @model_validator(mode="after")
+    def _boxes_are_drawn_on_images(self) -> Self:
+        if self.detects and self.image is None:
+            raise ValueError("kind = 'detection' looks for boxes in images: expected [image]")
+        if self.boxes is not None and not self.detects:
+            raise ValueError("[boxes] is for a task of kind 'detection'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _no_boxes_are_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        if self.boxes is None:  # as if there were no such key, also in the task's digest
+            data.pop("boxes", None)
+        return data
+
+    @property
+    def detects(self) -> bool:
+        """Whether the labels belong to boxes."""
+        return self.task.kind == "detection"
+
+    @property
+    def most_boxes(self) -> int:
+        """M, to which the boxes of a study are padded; 0 where the task has none."""
+        return (self.boxes or BoxSpec()).most if self.detects else 0
 
     @classmethod
     def load(cls, path: Path) -> Self:

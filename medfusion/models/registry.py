@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError
-from medfusion.models.options import LogisticOptions, MedFusionNetOptions, ModelOptions
+from medfusion.models.options import (
+    LogisticOptions,
+    MdfNetOptions,
+    MedFusionNetOptions,
+    ModelOptions,
+)
 from medfusion.models.spec import input_spec
 
 if TYPE_CHECKING:
@@ -28,13 +33,14 @@ if TYPE_CHECKING:
 class Entry:
     """A registered model: its options, and the module and class that build it."""
 
-    options: type[MedFusionNetOptions] | type[LogisticOptions]
+    options: type[ModelOptions]
     module: str
     class_name: str
 
 
 MODELS: dict[str, Entry] = {
     "medfusion_net": Entry(MedFusionNetOptions, "medfusion.models.medfusion_net", "MedFusionNet"),
+    "mdf_net": Entry(MdfNetOptions, "medfusion.models.mdf_net", "MdfNet"),
     "logistic": Entry(LogisticOptions, "medfusion.models.logistic", "Logistic"),
 }
 
@@ -47,9 +53,8 @@ def modalities_of(options: ModelOptions, task: Task) -> tuple[str, ...]:
     ConfigError
         If the options ask for a modality that the task does not offer.
     """
-    asked = options.modalities
-    if asked is None:
-        return task.modalities
+    chosen = task.modalities if options.modalities is None else options.modalities
+    asked = tuple(name for name in chosen if name in options.reads)
     absent = [name for name in asked if name not in task.modalities]
     if absent:
         raise ConfigError(
