@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medfusion.data.boxes import Boxes
 from medfusion.data.encode import encode_tabular
 from medfusion.data.images import ImageCache
 from medfusion.data.note_states import NoteEncoder, NoteStates
@@ -103,6 +104,8 @@ class StudyTensors:
             if note_encoder is not None:
                 assert note_cache is not None, "a note encoder needs a cache"
                 notes = NoteStates.cached(tokens, note_encoder, note_cache)
+        if studies.boxes is not None:
+            resident |= _box_targets(studies.boxes, task)
         _, codes = np.unique(studies.patient_ids, return_inverse=True)
         labels = torch.from_numpy(studies.labels.astype(np.float32))
         tensors = cls(
@@ -142,7 +145,9 @@ class StudyTensors:
         Keys, for the modalities asked for: ``image`` float32 [B, C, H, W] in [-1, 1], 0 where
         missing; ``image_present`` bool [B]; ``image_features`` float32 [B, F] if they were asked
         for; ``tabular`` float32 [B, K, 3 + L]; ``tokens`` int64 [B, T], 0 = padding; with a
-        note encoder, ``text_states`` float32 [B, T, S] (pooled: [B, 1, S]).
+        note encoder, ``text_states`` float32 [B, T, S] (pooled: [B, 1, S]). In a task of
+        detection also what was drawn, for training: ``boxes`` float32 [B, M, 4], corners in
+        pixels of the image as the model sees it, and ``box_classes`` int64 [B, M].
         """
         inputs = {
             name: whole.index_select(0, index).to(device) for name, whole in self._resident.items()
@@ -170,6 +175,16 @@ class StudyTensors:
         if not whole:
             image.masked_fill_(~image_present[:, None, None, None], 0.0)
         return {"image": image, "image_present": image_present}
+
+
+def _box_targets(boxes: Boxes, task: Task) -> Inputs:
+    assert task.image is not None
+    height, width = task.image.size
+    sides = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return {
+        "boxes": torch.from_numpy(boxes.corners) * sides,
+        "box_classes": torch.from_numpy(boxes.classes),
+    }
 
 
 def _column_features(task: Task) -> Tensor:
