@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfusion.data.images import ImageCache
+from medfusion.data.labels import binary_labels
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TRAIN
 from medfusion.data.task import Task
@@ -43,7 +44,8 @@ class Scores:
     logits
         float32 [N, L].
     labels, known
-        float32 [N, L]; ``labels`` is 0 where ``known`` is 0.
+        float32 [N, L]; ``labels`` is 0 where ``known`` is 0. Of detection it has the boxes as
+        well, see `medfusion.data.labels.truth_array`.
     patients
         [N], one value for each patient.
     """
@@ -90,9 +92,7 @@ def score_part(saved: SavedModel, site: SiteData, part: int, *, cache: Path) -> 
     batch = site.config.compute.physical_batch
     logits = predict_logits(model, tensors, device, batch=batch)
     check_logits(logits)
-    return Scores(
-        logits, tensors.labels.numpy(), tensors.known.numpy(), site.part(part).patient_ids
-    )
+    return Scores(logits, tensors.truth, tensors.known.numpy(), site.part(part).patient_ids)
 
 
 def selection_at(saved: SavedModel, site: SiteData) -> Selection | None:
@@ -108,7 +108,8 @@ def selection_at(saved: SavedModel, site: SiteData) -> Selection | None:
         return None
     studies = site.part(TRAIN)
     studies = studies.take(first_study_per_patient(studies.patient_ids))
-    histograms = feature_label_histograms(studies.features, studies.labels, site.task)
+    labels = binary_labels(studies.labels, site.task)
+    histograms = feature_label_histograms(studies.features, labels, site.task)
     return select_features(histograms, site.task, saved.top_n)
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from medfusion.config import load_config
 from medfusion.data.task import Task
+from medfusion.evaluation.kinds import measures_of
 from medfusion.models.local_files import local_files_sha256
 from server.admitted import FILE_NAME as REGISTERED
 from server.admitted import Admitted
@@ -52,7 +53,8 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
     task = Task.load(config.run.task)
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
     settings = run_settings(config, task)
-    with RunProgress(Console(stderr=True)) as progress:
+    headline = measures_of(task).headline
+    with RunProgress(Console(stderr=True), headline) as progress:
         # Beside the run folders: what one run has seen of a ledger, the next one knows.
         receipts = Receipts(None if simulated else folder.parent / FILE_NAME)
         admitted = _admitted(folder)

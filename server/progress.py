@@ -15,13 +15,15 @@ from rich.progress import (
 )
 
 from medfusion.errors import MedFusionError, WaitingError
+from medfusion.evaluation.measures import Headline, Measures
 
 
 class RunProgress:
-    """Shows a run on a terminal; without one, prints a line per round."""
+    """Shows a run on a terminal; without one, prints a line per round, with its ``headline``."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, headline: Headline = Measures.headline) -> None:
         self._console = console
+        self._headline = headline
         self._bars = Progress(
             TextColumn("{task.description:<24}", markup=False),
             BarColumn(),
@@ -94,8 +96,8 @@ class RunProgress:
     def round_done(self, line: dict[str, Any], *, rounds: int) -> None:
         """Advance the bar of rounds with what was measured."""
         metrics = line["metrics"]
-        auroc = metrics["auroc_macro"] if metrics else None
-        shown = f"macro AUROC {auroc:.3f}" if auroc is not None else ""
+        figure = metrics[self._headline.key] if metrics else None
+        shown = f"{self._headline.name} {figure:.3f}" if figure is not None else ""
         if self._run is not None:
             self._bars.update(self._run, completed=line["round"], note=shown)
         if not self._console.is_terminal:

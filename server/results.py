@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medfusion.atomic_files import write_atomically, write_json
+from medfusion.evaluation.kinds import measures_of
 from medfusion.models.saved import save_model
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
@@ -49,10 +50,11 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
     """
     folder, labels, found = context.folder, context.task.labels.names, outcome.progress.histograms
     save_model(folder / "model", from_record(outcome.arrays), card)
+    counts = measures_of(context.task).score_counts(next(iter(found.values())))
     histograms = {
         "schema": 1,
         "labels": list(labels),
-        "bins": next(iter(found.values())).shape[-1],
+        "bins": None if counts is None else counts.shape[-1],
         "sites": {name: array.tolist() for name, array in found.items()},
     }
     write_json(folder / "histograms.json", histograms, durable=True)
@@ -70,25 +72,26 @@ def write_rounds(folder: Path, rounds: list[dict[str, Any]]) -> None:
 
 
 def _summary(context: RunContext, outcome: Outcome) -> dict[str, Any]:
-    progress = outcome.progress
+    progress, measures = outcome.progress, measures_of(context.task)
+    shown = dict.fromkeys(("auroc_macro", measures.headline.key))
     sites: dict[str, Any] = {}
     for name, site in context.roster.sites.items():
         histogram = progress.histograms.get(name)
         own = None
         if histogram is not None:
-            own = federated_metrics({name: histogram}, context.plans)
+            own = federated_metrics(measures, {name: histogram}, context.plans)
         plan = context.plans.get(name)
         sites[name] = {
             "patients": site.patients_public,
-            "auroc_macro": own.auroc_macro if own else None,
+            **{key: own[key] if own else None for key in shown},
             "epsilon": plan.epsilon() if plan else None,
             "delta": plan.delta if plan else None,
             "max_epsilon": site.max_epsilon if plan else None,
         }
-    overall = federated_metrics(progress.histograms, context.plans)
+    overall = federated_metrics(measures, progress.histograms, context.plans)
     return {
         "schema": 1,
-        **overall.to_json(context.task.labels.names),
+        **overall,
         "sites": sites,
         "rounds": len(progress.rounds),
         **asdict(progress.cost),

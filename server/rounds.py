@@ -23,7 +23,7 @@ from medfusion.data.thresholds import (
     selection_sensitivity,
 )
 from medfusion.errors import FederationError, MedFusionError
-from medfusion.evaluation.score_histograms import BINS, NOISED_BINS
+from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.registry import build_model, modalities_of
 from medfusion.privacy.ledger_receipt import Receipt
@@ -58,6 +58,7 @@ class RoundLoop:
         self._context = context
         self._config = context.config
         self._task = context.task
+        self._measures = measures_of(context.task)
         self._roster = context.roster
         self._strategy = strategy
         self._store = store
@@ -220,21 +221,20 @@ class RoundLoop:
     def _evaluate(
         self, number: int, arrays: ArrayRecord, state: Progress, cost: Cost
     ) -> dict[str, Any]:
-        """Bring the sites' score histograms to ``state``; return the metrics of their sum."""
+        """Bring what the sites released to ``state``; return the metrics of its sum."""
         self._show.phase(f"round {number}: evaluating")
         messages = self._strategy.configure_evaluate(
             number, arrays, request_config(self._request(state.selection)), self._connected()
         )
-        bins = NOISED_BINS if self._settings.privacy.enabled else BINS
-        shape = (len(self._task.labels.names), 2, bins)
+        shape = self._measures.release_shape(noised=self._settings.privacy.enabled)
         check = partial(self._check_counts, shape)
         replies = self._exchange(list(messages), cost, number=number, check=check)
         state.histograms = {
             name: read_histograms(reply.content) for name, reply in replies.good.items()
         }
-        metrics = federated_metrics(state.histograms, self._context.plans)
-        auroc = dict(zip(self._task.labels.names, metrics.auroc, strict=True))
-        return {"auroc_macro": metrics.auroc_macro, "auroc": auroc}
+        metrics = federated_metrics(self._measures, state.histograms, self._context.plans)
+        shown = dict.fromkeys(("auroc_macro", "auroc", self._measures.headline.key))
+        return {key: metrics[key] for key in shown}
 
     def _check_counts(self, shape: tuple[int, ...], name: str, reply: Message) -> None:
         check_histograms(reply, shape, patients=self._roster.sites[name].patients_public)

@@ -16,6 +16,7 @@ from medfusion.config import RunConfig
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.models.initial_weights import InitialWeights
+from medfusion.objectives.registry import loss_of
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.run_plan import run_plan
 from medfusion.transport.requests import RunSettings, SiteDescription
@@ -78,7 +79,13 @@ class RunContext:
 
 
 def run_settings(config: RunConfig, task: Task) -> RunSettings:
-    """Return what the run asks of every site; equal configs have equal run ids."""
+    """Return what the run asks of every site; equal configs have equal run ids.
+
+    Raises
+    ------
+    ConfigError
+        If the loss does not go with the task.
+    """
     parts: dict[str, Any] = {
         "seed": config.run.seed,
         "rounds": config.run.rounds,
@@ -90,6 +97,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "privacy": config.privacy,
         "report_loss": config.strategy.name == "qfedavg",
     }
+    loss_of(task, config.training.loss)
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.
     ours: dict[str, Any] = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}

@@ -4,7 +4,7 @@ import pytest
 
 from medfusion.config import config_text, load_config
 from medfusion.errors import ConfigError
-from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss
+from medfusion.objectives.options import AsymmetricLoss, FocalLoss
 
 CONFIG = """
 [run]
@@ -82,7 +82,7 @@ def test_another_model_or_strategy_does_not_inherit_options(path):
 
 def test_another_loss_does_not_inherit_constants(path, tmp_path):
     focal = ["training.loss.name=focal", "training.loss.gamma=1.5"]
-    assert load_config(path).training.loss == BceLoss()
+    assert load_config(path).training.loss is None
     config = load_config(path, focal)
     assert config.training.loss == FocalLoss(gamma=1.5)
     assert load_config(path, [*focal, "training.loss.name=asymmetric"]).training.loss == (

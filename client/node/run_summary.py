@@ -1,6 +1,7 @@
 """What a human at the hospital must know to approve a run."""
 
 from medfusion.data.task import Task
+from medfusion.evaluation.kinds import measures_of
 from medfusion.models.registry import modalities_of
 from medfusion.options import Options
 from medfusion.privacy.plan import DpPlan
@@ -61,5 +62,5 @@ def _leaves(settings: RunSettings, task: Task) -> tuple[Leaving, ...]:
         found.append(Leaving(what="names of the columns selected", times=rounds))
     if settings.report_loss:
         found.append(Leaving(what="training loss", times=rounds))
-    found.append(Leaving(what="score histograms", times=settings.evaluations))
+    found.append(Leaving(what=measures_of(task).released, times=settings.evaluations))
     return tuple(found)

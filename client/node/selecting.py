@@ -6,6 +6,7 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from medfusion.data.labels import binary_labels
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TRAIN
 from medfusion.data.studies import Studies
@@ -88,7 +89,9 @@ class Selecting:
         """Count one study of each training patient, with noise under privacy."""
         studies = one_per_patient(self._data.part(TRAIN))
         task = self._data.task
-        histograms = feature_label_histograms(studies.features, studies.labels, task)
+        histograms = feature_label_histograms(
+            studies.features, binary_labels(studies.labels, task), task
+        )
         if self._plan is None:
             return histograms
         if self._plan.selection_noise is None:

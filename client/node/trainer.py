@@ -19,11 +19,7 @@ from medfusion.data.tensors import StudyTensors
 from medfusion.data.thresholds import Selection
 from medfusion.digests import sha256_of
 from medfusion.errors import DataError, FederationError
-from medfusion.evaluation.score_histograms import (
-    NOISED_BINS,
-    score_histogram,
-    score_sensitivity,
-)
+from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.registry import (
     build_model,
@@ -32,6 +28,7 @@ from medfusion.models.registry import (
     frozen_note_encoder,
     modalities_of,
 )
+from medfusion.objectives.registry import objective_of
 from medfusion.prediction import predict_logits
 from medfusion.privacy.gaussian_noise import noised
 from medfusion.privacy.keystream import Keystream
@@ -70,6 +67,8 @@ class Trainer:
         self._data = data
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
+        self._objective = objective_of(data.task, settings.training.loss)
+        self._measures = measures_of(data.task)
         self._device = choose_device(data.config.compute.device)
         model = build_model(settings.model, data.task, seed=settings.seed, weights_follow=True)
         self._model = model.to(self._device)
@@ -134,6 +133,7 @@ class Trainer:
             self._model,
             train,
             options=settings.training,
+            objective=self._objective,
             plan=self._plan,
             steps=settings.training.steps_per_round(self._data.patients_public),
             public=stream(settings.seed, self._data.name, *names),
@@ -161,7 +161,7 @@ class Trainer:
         return reply
 
     def evaluate(self, request: Received) -> RecordDict:
-        """Return the (noised) score histograms of the test patients."""
+        """Return what the test patients' (noised) figures are computed from."""
         self._check_round(request)
         state = self._load(request)
         _, test, _ = self._prepare(request)
@@ -171,27 +171,27 @@ class Trainer:
         )
 
     def _score(self, request: Received, test: StudyTensors, content: str) -> RecordDict:
-        """Return the (noised) score histograms of the loaded model."""
-        logits = predict_logits(
+        """Return the (noised) counts of the loaded model."""
+        outputs = predict_logits(
             self._model, test, self._device, batch=self._data.config.compute.physical_batch
         )
-        labels, known = test.labels.numpy(), test.known.numpy()
+        truth, known = test.truth, test.known.numpy()
         if self._plan is None:
-            histogram = score_histogram(logits, labels, known)
+            counts = self._measures.release(outputs, truth, known, noised=False)
         elif self._plan.metrics_noise is None:
             raise FederationError("the run's plan pays for no metrics: refused")
         else:
             # A crafted model must not tell whose scores it broke.
-            logits = np.nan_to_num(logits, nan=0.0)
-            histogram = noised(
-                score_histogram(logits, labels, known, bins=NOISED_BINS),
-                sensitivity=score_sensitivity(len(self._data.task.labels.names)),
+            outputs = np.nan_to_num(outputs, nan=0.0)
+            counts = noised(
+                self._measures.release(outputs, truth, known, noised=True),
+                sensitivity=self._measures.sensitivity,
                 noise_multiplier=self._plan.metrics_noise,
                 keystream=Keystream(
                     self._secret, self.settings.run_id, "metrics", request.round, content
                 ),
             )
-        return histogram_reply(histogram, self._data.patients_public)
+        return histogram_reply(counts, self._data.patients_public)
 
     def own_selection(self) -> Selection | None:
         """Return what this site selects by itself."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from medfusion.comparison.trials import Trial
     from medfusion.config import RunConfig
     from medfusion.data.site_data import SiteData
+    from medfusion.evaluation.measures import Headline
 
 _NVIDIA = Path("/dev/nvidiactl")  # there if the machine has a GPU; asking CUDA would start it
 _MOST_PAIRS_SHOWN = 15
@@ -67,7 +68,7 @@ def run_plan(plan: "Comparison", out: Path) -> dict[str, Any]:
     _prepare_to_fork()
     for first_seed, *_ in plan.trials:
         _check(first_seed)
-    with _progress(len(plan.distinct_trials)) as observer:
+    with _progress(len(plan.distinct_trials), plan.truth.measures.headline) as observer:
         return plan.run(lambda trials: _finish_all(trials, out), out, observer)
 
 
@@ -171,7 +172,7 @@ def _link_cache(link: Path, target: Path) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> "Iterator[Observer]":
+def _progress(total: int, headline: "Headline") -> "Iterator[Observer]":
     """Show a line for each finished arm and, on a terminal, a bar over the runs."""
     import sys
 
@@ -196,8 +197,8 @@ def _progress(total: int) -> "Iterator[Observer]":
                 done.add(trial.name)
                 bar.update(runs, completed=len(done))
 
-            def arm_done(self, index: int, arm: "Arm", auroc: float | None) -> None:
-                text = f"arm {index} ({arm}): macro AUROC {_number(auroc)}"
+            def arm_done(self, index: int, arm: "Arm", figure: float | None) -> None:
+                text = f"arm {index} ({arm}): {headline.name} {_number(figure)}"
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         yield Lines()
@@ -210,16 +211,19 @@ def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
     console = Console(markup=False)  # names may hold brackets
     if not console.is_terminal:
         console.width = max(console.width, _PIPED_WIDTH)
-    console.print(_arms_table(result["arms"]))
-    console.print(_labels_table(result["arms"], plan.truth.names))
+    headings = _headings(result["arms"])
+    console.print(_arms_table(result["arms"], headings, plan.truth.measures.headline.key))
+    if result["arms"][0]["auroc"]:
+        console.print(_labels_table(result["arms"], plan.truth.names))
     differences = result["differences"]
     if len(differences) > _MOST_PAIRS_SHOWN:
         differences = [pair for pair in differences if pair["b"] == 0]
     if differences:
-        console.print(_differences_table(differences))
+        console.print(_differences_table(differences, headings))
     tested = f"each tested once in {plan.folds} folds" if plan.folds else "in the sites' test parts"
     seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
-    ranked = "; patients are ranked within a fold" if plan.folds else ""
+    ranks = plan.folds and "auroc_macro" in headings
+    ranked = "; patients are ranked within a fold" if ranks else ""
     console.print(
         f"{result['n_patients']} patients, {tested}{ranked}; {seeds}; intervals from "
         f"{result['resamples']} resamples of patients\n{out / 'compare.json'}",
@@ -228,14 +232,33 @@ def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
     )
 
 
-def _arms_table(arms: list[dict[str, Any]]) -> "Table":
+_NAMES = {
+    "auroc_macro": "AUROC",
+    "auroc_within_sites": "within sites",
+    "auprc_macro": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "F1",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+}
+
+
+def _headings(arms: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the figures that some arm has, by key, in the order of their columns."""
+    there = {key for arm in arms for key in _NAMES if arm.get(key, {}).get("mean") is not None}
+    return {key: name for key, name in _NAMES.items() if key in there}
+
+
+def _arms_table(arms: list[dict[str, Any]], figures: dict[str, str], worst: str) -> "Table":
     from rich.table import Table
 
     from medfusion.comparison.arms import shown
 
     keys = list(arms[0]["settings"])
     table = Table(title="Means over labels", title_justify="left")
-    headings = ("arm", "regime", *keys, "AUROC (95% CI)", "within\nsites", "worst site", "AUPRC")
+    names = [f"{name} (95% CI)" if key == worst else name for key, name in figures.items()]
+    headings = ("arm", "regime", *keys, *names, "worst site")
     for heading in headings:  # where it gets narrow, settings and names of sites break
         table.add_column(heading, no_wrap=heading not in {*keys, "worst site"}, overflow="fold")
     for index, arm in enumerate(arms):
@@ -243,16 +266,14 @@ def _arms_table(arms: list[dict[str, Any]]) -> "Table":
             str(index),
             arm["regime"],
             *(shown(arm["settings"][key]) for key in keys),
-            _figure(arm["auroc_macro"]),
-            _number(arm["auroc_within_sites"]["mean"]),
-            _worst(arm["worst_site"]),
-            _number(arm["auprc_macro"]["mean"]),
+            *(_figure(arm[k]) if k == worst else _number(arm[k]["mean"]) for k in figures),
+            _worst(arm["worst_site"], worst),
         )
     return table
 
 
-def _worst(site: dict[str, Any] | None) -> str:
-    return f"{_number(site['auroc_macro'])} {site['site']}" if site else "-"
+def _worst(site: dict[str, Any] | None, key: str) -> str:
+    return f"{_number(site[key])} {site['site']}" if site else "-"
 
 
 def _labels_table(arms: list[dict[str, Any]], labels: "Sequence[str]") -> "Table":
@@ -264,10 +285,9 @@ def _labels_table(arms: list[dict[str, Any]], labels: "Sequence[str]") -> "Table
     return table
 
 
-def _differences_table(pairs: list[dict[str, Any]]) -> "Table":
+def _differences_table(pairs: list[dict[str, Any]], keys: dict[str, str]) -> "Table":
     from rich.table import Table
 
-    keys = {"auroc_macro": "AUROC", "auroc_within_sites": "within sites", "auprc_macro": "AUPRC"}
     table = Table(title="Differences (95% CI)", title_justify="left")
     for heading in ("arm", "minus", *keys.values()):
         table.add_column(heading, no_wrap=heading in {"arm", "minus"})

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def evaluate(
@@ -19,7 +22,7 @@ def evaluate(
     from medfusion.data.site_data import load_site_data
     from medfusion.data.split import TEST
     from medfusion.errors import DataError
-    from medfusion.evaluation.held_out import held_out_json
+    from medfusion.evaluation.kinds import measures_of
     from medfusion.models.saved import load_model
     from medfusion.scoring import check_same_task, score_part
 
@@ -32,8 +35,9 @@ def evaluate(
             "[split] of the task"
         )
     scores = score_part(saved, data, TEST, cache=NodeState(data.state).cache)
-    names = data.task.labels.names
-    figures = held_out_json(scores.logits, scores.labels, scores.known, scores.patients, names)
+    figures = measures_of(data.task).held_out(
+        scores.logits, scores.labels, scores.known, scores.patients
+    )
     result = {"schema": 1, "site": data.name, **figures}
     if as_json:
         typer.echo(json.dumps(result, indent=2, allow_nan=False))
@@ -42,8 +46,26 @@ def evaluate(
 
 
 def _show(result: dict[str, Any]) -> None:
-    """Print the figures as a table."""
+    """Print the figures as tables."""
     from rich.console import Console
+
+    console = Console(markup=False)  # names may hold brackets
+    console.print(
+        f"site {result['site']}: {result['patients']} test patients, {result['studies']} studies",
+        highlight=False,
+    )
+    if "labels" in result:
+        console.print(_labels_table(result))
+    others = [
+        key for key in ("balanced_accuracy", "f1_macro", "mae", "rmse", "r2") if key in result
+    ]
+    for key in others:
+        unit = result.get("unit", "") if key in ("mae", "rmse") else ""
+        figure, interval = _interval(result[key])
+        console.print(f"{key}: {figure} {unit} (95% CI {interval})", highlight=False)
+
+
+def _labels_table(result: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     columns = ("label", "AUROC", "95% CI", "AUPRC", "Brier", "ECE", "1", "0", "blank")
@@ -53,18 +75,17 @@ def _show(result: dict[str, Any]) -> None:
         table.add_row(name, *_figures(row["auroc"], row), *counts)
     macro = {"auprc": result["auprc_macro"], "brier": result["brier"], "ece": result["ece"]}
     table.add_row("mean", *_figures(result["auroc_macro"], macro))
-    console = Console(markup=False)  # names may hold brackets
-    console.print(
-        f"site {result['site']}: {result['patients']} test patients, {result['studies']} studies",
-        highlight=False,
-    )
-    console.print(table)
+    return table
 
 
 def _figures(auroc: dict[str, Any], others: dict[str, Any]) -> tuple[str, ...]:
-    interval = " to ".join(_number(end) for end in auroc["ci95"]) if auroc["ci95"] else "-"
     rest = (_number(others[key]) for key in ("auprc", "brier", "ece"))
-    return (_number(auroc["mean"]), interval, *rest)
+    return (*_interval(auroc), *rest)
+
+
+def _interval(figure: dict[str, Any]) -> tuple[str, str]:
+    ends = " to ".join(_number(end) for end in figure["ci95"]) if figure["ci95"] else "-"
+    return _number(figure["mean"]), ends
 
 
 def _number(value: float | None) -> str:

@@ -121,20 +121,24 @@ def show(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from medfusion.data.task import Task
+    from medfusion.evaluation.kinds import measures_of
+
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     card = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
+    headline = measures_of(Task.parse(card["task"], where="model.json")).headline
     epsilon = "epsilon (simulated)" if card["privacy"]["simulated"] else "epsilon"
-    table = Table("site", "patients", "macro AUROC", epsilon, "delta")
+    table = Table("site", "patients", headline.name, epsilon, "delta")
     for name, site in summary["sites"].items():
         table.add_row(
             name,
             str(site["patients"]),
-            _number(site["auroc_macro"]),
+            _number(site[headline.key]),
             _number(site["epsilon"]),
             _number(site["delta"], "g"),
         )
     table.add_section()
-    table.add_row("all", "", _number(summary["auroc_macro"]), "", "")
+    table.add_row("all", "", _number(summary[headline.key]), "", "")
     console = Console()
     console.print(table)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medfusion.atomic_files import unfinished, write_json
 from medfusion.comparison.arms import Arm
-from medfusion.comparison.results import Truth, auroc_macro, compare_json
+from medfusion.comparison.results import Truth, compare_json, headline_of
 from medfusion.comparison.trials import FoldData, Trial, deal_folds, scores_of, trials_of
 from medfusion.data.site_data import SiteData
 from medfusion.errors import UsageError
@@ -28,8 +28,8 @@ class Observer(Protocol):
     def trial_done(self, trial: Trial) -> None:
         """Note that a run is finished, now or earlier."""
 
-    def arm_done(self, index: int, arm: Arm, auroc: float | None) -> None:
-        """Note that all runs of an arm are; ``auroc`` is its macro AUROC, within folds."""
+    def arm_done(self, index: int, arm: Arm, figure: float | None) -> None:
+        """Note that all runs of an arm are; ``figure`` is its headline, within folds."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +92,7 @@ class Comparison:
             while len(scores) < len(self.arms) and self._names(len(scores)) <= done:
                 index = len(scores)
                 scores.append(self._scores(index, out))
-                observer.arm_done(index, self.arms[index], auroc_macro(scores[-1], self.truth))
+                observer.arm_done(index, self.arms[index], headline_of(scores[-1], self.truth))
         result = compare_json(
             self.arms, np.stack(scores), self.truth, seeds=self.seeds, folds=self.folds
         )
@@ -103,7 +103,7 @@ class Comparison:
         return {trial.name for trials in self.trials[arm] for trial in trials}
 
     def _scores(self, arm: int, out: Path) -> NDArray[np.float32]:
-        """Return an arm's logits [S, N, L]."""
+        """Return an arm's outputs [S, N, W]."""
         seeds = [[scores_of(trial, out=out) for trial in trials] for trials in self.trials[arm]]
         return np.stack([np.concatenate(parts) for parts in seeds])
 

@@ -1,6 +1,6 @@
 """From the arms' scores to ``compare.json``.
 
-Legend: A arms, S seeds, N test studies, L labels.
+Legend: A arms, S seeds, N test studies, W outputs of a model for a study, L labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from medfusion.comparison.arms import Arm
 from medfusion.comparison.trials import FoldData
+from medfusion.data.labels import truth_array
 from medfusion.data.split import TEST
 from medfusion.errors import DataError
-from medfusion.evaluation.intervals import PatientBootstrap, Resampled, patient_bootstrap
-from medfusion.evaluation.metrics import check_logits, mean_of_known
+from medfusion.evaluation.intervals import Interval, Resampled
+from medfusion.evaluation.kinds import measures_of
+from medfusion.evaluation.measures import Headline, Measures
 
 RESAMPLES = 1000
 _ALL_PAIRS_UP_TO = 6  # arms; beyond, only pairs that differ in one thing are worth a line
@@ -28,8 +30,8 @@ class Truth:
 
     Attributes
     ----------
-    names
-        The L labels.
+    measures
+        What the task is measured by.
     labels, known
         float32 [N, L]; ``labels`` is 0 where ``known`` is 0.
     patients, sites
@@ -38,12 +40,17 @@ class Truth:
         int [N], the fold that tests the study, from 0; all 0 without folds.
     """
 
-    names: tuple[str, ...]
+    measures: Measures
     labels: NDArray[np.float32]
     known: NDArray[np.float32]
     patients: NDArray[np.str_]
     sites: NDArray[np.str_]
     folds: NDArray[np.intp]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The L labels."""
+        return self.measures.names
 
     @property
     def folds_and_sites(self) -> NDArray[np.intp]:
@@ -73,9 +80,10 @@ class Truth:
         labels = np.concatenate([studies.labels for *_, studies in parts])
         patients = [f"{name}/{patient}" for _, name, s in parts for patient in s.patient_ids]
         sizes = [len(studies) for *_, studies in parts]
+        truth = np.concatenate([truth_array(s.labels, s.boxes) for *_, s in parts])
         return cls(
-            names=folds[0].sites[0].task.labels.names,
-            labels=np.nan_to_num(labels, nan=0.0),
+            measures=measures_of(folds[0].sites[0].task),
+            labels=np.nan_to_num(truth, nan=0.0),
             known=(~np.isnan(labels)).astype(np.float32),
             patients=np.array(patients, dtype=np.str_),
             sites=np.repeat(np.array([name for _, name, _ in parts], dtype=np.str_), sizes),
@@ -94,10 +102,10 @@ def compare_json(
 ) -> dict[str, Any]:
     """Return the content of ``compare.json``.
 
-    ``scores`` are logits [A, S, N, L]. Every figure ranks studies of one fold against each
-    other, ``auroc_within_sites`` those of one fold and site. A figure is null where no fold has
-    both classes; a macro figure is the mean over the labels that have one. ``differences`` are
-    the figures of arm ``a`` minus those of arm ``b``.
+    ``scores`` are outputs [A, S, N, W]. Every figure that ranks studies ranks those of one fold
+    against each other, ``auroc_within_sites`` those of one fold and site. It is null where no
+    fold has both classes; a macro figure is the mean over the labels that have one.
+    ``differences`` are the figures of arm ``a`` minus those of arm ``b``.
     """
     figures = figures_of(scores, truth, resamples)
     return {
@@ -136,46 +144,44 @@ def compared_pairs(arms: Sequence[Arm]) -> list[tuple[int, int]]:
 def figures_of(
     scores: NDArray[np.float32], truth: Truth, resamples: int = RESAMPLES
 ) -> dict[str, Resampled]:
-    """Return the figures of scores [A, S, N, L], all over the same resamples, by their keys."""
-    in_fold = _bootstrap(scores, truth, truth.folds, resamples)
-    in_site = _bootstrap(scores, truth, truth.folds_and_sites, resamples)
-    return {
-        "auroc_macro": in_fold.auroc,
-        "auroc_within_sites": in_site.auroc,
-        "auprc_macro": in_fold.auprc,
-    }
-
-
-def _bootstrap(
-    scores: NDArray[np.float32], truth: Truth, groups: NDArray[np.intp], resamples: int
-) -> PatientBootstrap:
-    return patient_bootstrap(
-        scores, truth.labels, truth.known, truth.patients, groups=groups, resamples=resamples
+    """Return the figures of scores [A, S, N, W], all over the same resamples, by their keys."""
+    return truth.measures.figures(
+        scores,
+        truth.labels,
+        truth.known,
+        truth.patients,
+        groups={"fold": truth.folds, "site": truth.folds_and_sites},
+        resamples=resamples,
     )
 
 
-def auroc_macro(scores: NDArray[np.float32], truth: Truth, site: str | None = None) -> float | None:
-    """Return the macro AUROC of scores [S, N, L] within folds, at one site or all.
+def headline_of(scores: NDArray[np.float32], truth: Truth, site: str | None = None) -> float | None:
+    """Return the headline figure of scores [S, N, W], at one site or all; ranks within folds.
 
     Raises
     ------
     FederationError
         If a score is NaN: a model diverged.
     """
-    check_logits(scores)
     if site is not None:
         truth = replace(truth, known=truth.known * (truth.sites == site)[:, None])
-    (areas,) = _bootstrap(scores[None], truth, truth.folds, resamples=0).auroc.values[0]
-    return mean_of_known([None if np.isnan(area) else float(area) for area in areas])
+    figure = figures_of(scores[None], truth, resamples=0)[truth.measures.headline.key]
+    return figure.itself(0)
 
 
-def worst_site(areas: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Return ``{"site", "auroc_macro"}`` of the least (of equal ones, the first); None without."""
-    known = {site: area for site, area in areas.items() if area is not None}
+def worst_site(
+    figures: Mapping[str, float | None], headline: Headline = Measures.headline
+) -> dict[str, Any] | None:
+    """Return ``{"site", KEY}`` of the worst (of equal ones, the first); None without any.
+
+    KEY is the headline's, ``auroc_macro`` unless another is given.
+    """
+    known = {site: figure for site, figure in figures.items() if figure is not None}
     if not known:
         return None
-    worst = min(known, key=lambda site: known[site])
-    return {"site": worst, "auroc_macro": known[worst]}
+    sign = -1 if headline.lower_is_better else 1
+    worst = min(known, key=lambda site: sign * known[site])
+    return {"site": worst, headline.key: known[worst]}
 
 
 def _arm_json(
@@ -185,20 +191,27 @@ def _arm_json(
     scores: NDArray[np.float32],
     truth: Truth,
 ) -> dict[str, Any]:
-    areas = {str(site): auroc_macro(scores, truth, site) for site in np.unique(truth.sites)}
+    measures = truth.measures
+    by_site = {str(site): headline_of(scores, truth, site) for site in np.unique(truth.sites)}
     return {
         "regime": arm.regime,
         "settings": dict(arm.settings),
+        "auroc_macro": Interval(None, None).to_json(),
+        "auroc": {},
         **{name: figure.macro(index).to_json() for name, figure in figures.items()},
-        "auroc": _label_figures(figures["auroc_macro"], index, truth.names),
-        "auprc": _label_figures(figures["auprc_macro"], index, truth.names),
-        "worst_site": worst_site(areas),
+        **{
+            key: _label_figures(figures[macro], index, truth.names)
+            for key, macro in measures.by_label.items()
+        },
+        **measures.counts(scores, truth.labels, truth.known),
+        "worst_site": worst_site(by_site, measures.headline),
         "per_site": {
             site: {
-                "auroc_macro": area,
+                "auroc_macro": None,
+                measures.headline.key: figure,
                 "n_patients": len(np.unique(truth.patients[truth.sites == site])),
             }
-            for site, area in areas.items()
+            for site, figure in by_site.items()
         },
     }
 

@@ -162,10 +162,16 @@ def _image_findings(
 
 def _label_findings(site: Site, studies: Studies, table: Table) -> Iterator[Finding]:
     """Prevalence of each label, and labels that have only one class."""
+    if site.task.task.kind == "regression":
+        yield from _target_findings(site, studies, table)
+        return
     for position, name in enumerate(site.task.labels.names):
-        where = table.where(local_name(site, name))
-        if local_name(site, name) not in table.columns:
+        column = local_name(site, site.task.labels.column or name)
+        where = table.where(column)
+        if column not in table.columns:
             continue  # reported by the reader, or declared
+        if site.task.labels.column is not None:
+            where += f", class {name!r}"
         values = studies.labels[:, position]
         known, positive = int(np.isfinite(values).sum()), int((values == 1).sum())
         patients = len(np.unique(studies.patient_ids[values == 1]))
@@ -186,6 +192,15 @@ def _label_findings(site: Site, studies: Studies, table: Table) -> Iterator[Find
         yield Finding("error", "no-positives", table.name, message)
 
 
+def _target_findings(site: Site, studies: Studies, table: Table) -> Iterator[Finding]:
+    """Whether the target of a regression is known at all."""
+    (name,) = site.task.label_columns
+    column = local_name(site, name)
+    if column in table.columns and len(studies) and not np.isfinite(studies.labels).any():
+        message = "expected a number in some study, found none: this site teaches nothing"
+        yield Finding("error", "no-targets", table.where(column), message)
+
+
 def _missing_findings(site: Site, studies: Studies, table: Table) -> Iterator[Finding]:
     """How much is missing in each feature, image, note and label."""
     missing = {name: np.isnan(studies.features[:, i]) for i, name in enumerate(site.task.features)}
@@ -193,14 +208,14 @@ def _missing_findings(site: Site, studies: Studies, table: Table) -> Iterator[Fi
         missing[site.task.image.column] = np.array([path is None for path in studies.images])
     if site.task.text:
         missing[site.task.text.column] = np.array([note is None for note in studies.notes])
-    for i, name in enumerate(site.task.labels.names):
+    for i, name in enumerate(site.task.label_columns):
         missing[name] = np.isnan(studies.labels[:, i])
     for name, mask in missing.items():
         source = local_name(site, name)
         if source == "":
             message = "declared as not to be had at this site"
             yield Finding("note", "declared-absent", f"site.toml, [columns.{name}]", message)
-        elif source in table.columns and mask.all() and name not in site.task.labels.names:
+        elif source in table.columns and mask.all() and name not in site.task.label_columns:
             yield Finding("warning", "all-missing", table.where(source), "missing in every study")
         elif source in table.columns and mask.any():
             message = f"missing in {mask.sum():,} of {len(mask):,} studies ({mask.mean():.1%})"

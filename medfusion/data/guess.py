@@ -125,7 +125,7 @@ def guess_map(
     -------
     The map, and how many further distinct values are not understood.
     """
-    feature = task.features.get(name)
+    feature = task.cells_of(name)
     numeric = isinstance(feature, NumericFeature)
     targets = _targets(name, task)
     if not targets and not numeric:
@@ -146,10 +146,10 @@ def guess_map(
 
 def _targets(name: str, task: Task) -> tuple[str, ...]:
     """Return what the cells of a column may be mapped to; numbers and free text have no list."""
-    feature = task.features.get(name)
+    feature = task.cells_of(name)
     if isinstance(feature, CategoricalFeature):
         return feature.values
-    if isinstance(feature, BinaryFeature) or name in task.labels.names:
+    if isinstance(feature, BinaryFeature):
         return _BINARY
     return SPLIT_NAMES if name == task.split.column else ()
 

@@ -212,7 +212,7 @@ def task_columns(task: Task) -> tuple[str, ...]:
         task.task.patient,
         *(name for name in parts if name),
         *task.features,
-        *task.labels.names,
+        *task.label_columns,
     )
 
 
@@ -232,16 +232,16 @@ def mapping_findings(site: Site) -> list[Finding]:
 
 def _mapping_problems(name: str, column: ColumnOptions, task: Task) -> list[str]:
     """Say what is wrong with one section."""
-    feature = task.features.get(name)
+    feature = task.cells_of(name)
     problems = []
     if column.source == "" and name in (task.task.patient, task.task.study):
         problems.append("every site needs this column, so `from` must name it")
     if (column.scale, column.offset) != (1, 0) and not isinstance(feature, NumericFeature):
-        problems.append("scale and offset are for numeric features")
+        problems.append("scale and offset are for numeric columns")
     if isinstance(feature, NumericFeature):
         wrong = [v for v in column.map.values() if v and not _is_number(v)]
         expected = "a number"
-    elif isinstance(feature, BinaryFeature) or name in task.labels.names:
+    elif isinstance(feature, BinaryFeature):
         wrong = [v for v in column.map.values() if v not in ("0", "1", "")]
         expected = "0 or 1"
     elif isinstance(feature, CategoricalFeature) or name == task.split.column:

@@ -54,15 +54,24 @@ def load_site_data(folder: Path, *, fold: Fold | None = None) -> SiteData:
 def require_positives(site: SiteData) -> None:
     """Refuse a site whose every known label is 0: it has nothing to teach.
 
+    The target of a regression needs to be known somewhere.
+
     Raises
     ------
     DataError
         Naming the site and its label columns.
     """
-    if not (site.studies.labels == 1).any():
+    labels, columns = site.studies.labels, ", ".join(site.task.label_columns)
+    if site.task.task.kind == "regression":
+        if not np.isfinite(labels).any():
+            raise DataError(
+                f"site {site.name!r}: expected a number in column {columns} of some study, found "
+                f"none in {len(labels)} studies: check the column and its `from` in site.toml"
+            )
+    elif not (labels == 1).any():
         raise DataError(
             f"site {site.name!r}: expected at least one positive (1) in the label columns "
-            f"{', '.join(site.task.labels.names)}, found none in {len(site.studies)} studies: "
+            f"{columns}, found none in {len(labels)} studies: "
             "check the label columns and their `map` in site.toml"
         )
 

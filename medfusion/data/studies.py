@@ -10,16 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from medfusion.data.boxes import Boxes
 from medfusion.data.columns import (
-    read_binary,
     read_feature,
     read_ids,
     read_images,
     read_split,
 )
 from medfusion.data.findings import Cells, Finding, near_misses, plural, raise_errors, rows_text
+from medfusion.data.labels import label_array
 from medfusion.data.site import ColumnOptions, Site
 from medfusion.data.study_boxes import add_boxes
 from medfusion.data.table import Table, read_table
+from medfusion.data.task import Feature
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +37,8 @@ class Studies:
         float64 [N, F] in the order of the task; NaN = missing; binary 0/1; categorical = index
         of the value.
     labels
-        float32 [N, L]; NaN = unknown.
+        float32 [N, L]; NaN = unknown. Of a multiclass task 1 for the class and 0 for the others;
+        of a regression the target in its unit.
     images, notes
         N files and texts; None = missing.
     split_column
@@ -115,15 +117,15 @@ def validate_studies(site: Site, table: Table) -> tuple[Studies, list[Finding]]:
     reader = _Reader(site, table)
     task = site.task
     study_ids, patient_ids = reader.ids(task.task.study), reader.ids(task.task.patient)
-    features = [reader.feature(name) for name in task.features]
-    labels = [reader.label(name) for name in task.labels.names]
+    features = [reader.cells_of(name, feature) for name, feature in task.features.items()]
+    labels = [reader.label_cells(name) for name in task.label_columns]
     n = len(table)
     studies = Studies(
         study_ids=study_ids,
         patient_ids=patient_ids,
         rows=table.rows,
         features=np.stack(features, axis=1) if features else np.zeros((n, 0)),
-        labels=np.stack(labels, axis=1).astype(np.float32),
+        labels=label_array(np.stack(labels, axis=1), task),
         images=reader.images() if task.image else (None,) * n,
         notes=reader.notes(task.text.column) if task.text else (None,) * n,
         split_column=reader.split(),
@@ -174,8 +176,7 @@ class _Reader:
             self.findings.extend(findings)
         return ids
 
-    def feature(self, name: str) -> NDArray[np.float64]:
-        feature = self.site.task.features[name]
+    def cells_of(self, name: str, feature: Feature) -> NDArray[np.float64]:
         values, findings = read_feature(
             self.cells(name), name, feature, self.options(name), self.table.decimal
         )
@@ -189,14 +190,10 @@ class _Reader:
             or self.options(name).source is not None
         )
 
-    def label(self, name: str) -> NDArray[np.float64]:
+    def label_cells(self, name: str) -> NDArray[np.float64]:
         if self.site.task.detects and not self.has(name):  # the boxes tell
             return np.full(len(self.table), np.nan)
-        values, findings = read_binary(
-            self.cells(name), name, self.options(name), self.table.decimal
-        )
-        self.findings.extend(findings)
-        return values
+        return self.cells_of(name, self.site.task.label_cells)
 
     def images(self) -> tuple[Path | None, ...]:
         assert self.site.task.image is not None

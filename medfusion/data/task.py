@@ -11,12 +11,14 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from medfusion.options import FileSchema, Options, read_toml
 
+Kind = Literal["multilabel", "multiclass", "regression", "detection"]
+
 
 class TaskInfo(Options):
     """Section ``[task]``: names of the task and of the two key columns."""
 
     name: str = Field(min_length=1)
-    kind: Literal["multilabel", "detection"]
+    kind: Kind
     patient: str = "patient_id"
     study: str = "study_id"
     bins: int = Field(default=32, ge=2, le=1024)
@@ -108,14 +110,37 @@ Feature = Annotated[
 
 
 class Labels(Options):
-    """Section ``[labels]``: column names; cells hold 1, 0 or blank (unknown).
+    """Section ``[labels]``: what a model tells, an output for each of ``names``.
+
+    =============  =========================================================================
+    kind of task   keys
+    =============  =========================================================================
+    multilabel     ``names`` are columns; cells hold 1, 0 or blank (unknown)
+    multiclass     ``names`` are the classes; the cells of ``column`` hold one of them or blank
+    regression     ``names`` is one column; its cells hold numbers from ``low`` to ``high``, in
+                   ``unit``, or blank. The range is public: it scales the target, and bounds
+                   what one patient adds to a released figure
+    detection      ``names`` are what boxes are drawn around; columns of these names may say 1, 0
+                   or blank (nobody looked) of a study, else its boxes do
+    =============  =========================================================================
 
     ``prevalence`` is the share of patients with each label as the literature has it, never as
     the sites' own patients have it. A model starts from it (see `medfusion.models.priors`).
     """
 
     names: tuple[str, ...] = Field(min_length=1)
+    column: str | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
     prevalence: tuple[float, ...] | None = None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest value of a regression's target."""
+        assert self.low is not None, "only a regression has a range"
+        assert self.high is not None, "only a regression has a range"
+        return self.low, self.high
 
     @model_validator(mode="after")
     def _a_share_for_each_label(self) -> Self:
@@ -137,9 +162,42 @@ class Labels(Options):
     @model_serializer(mode="wrap")
     def _unset_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = write(self)
-        if self.prevalence is None:  # as if there were no such key, also in the task's digest
-            data.pop("prevalence", None)
+        for key in ("column", "low", "high", "unit", "prevalence"):
+            if data.get(key) in (None, ""):  # as if there were no such key, also in the digest
+                data.pop(key, None)
         return data
+
+    def check(self, kind: Kind) -> None:
+        """Raise `ValueError` unless the keys are those of a kind of task."""
+        needed = {"multiclass": {"column"}, "regression": {"low", "high"}}.get(kind, set())
+        free = {"regression": {"unit"}, "detection": set()}.get(kind, {"prevalence"})
+        allowed = needed | free
+        given = {
+            key
+            for key in ("column", "low", "high", "unit", "prevalence")
+            if getattr(self, key) not in (None, "")
+        }
+        for key in sorted(given - allowed):
+            raise ValueError(f"labels.{key}: not a key of a task of kind {kind!r}")
+        for key in sorted(needed - given):
+            raise ValueError(f"missing key 'labels.{key}', which a task of kind {kind!r} needs")
+        if kind == "multiclass":
+            self._check_classes()
+        elif kind == "regression":
+            low, high = self.range
+            if len(self.names) != 1:
+                raise ValueError(f"labels.names: expected one target, found {len(self.names)}")
+            if not low < high:
+                raise ValueError(f"labels: expected low < high, found low = {low}, high = {high}")
+
+    def _check_classes(self) -> None:
+        if len(set(self.names)) != len(self.names) or len(self.names) < 2:
+            raise ValueError("labels.names: expected at least two classes, each once")
+        if self.prevalence is not None and abs(sum(self.prevalence) - 1) > 1e-3:
+            raise ValueError(
+                f"labels.prevalence: classes exclude one another, so expected a sum of 1, found "
+                f"{sum(self.prevalence):g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -163,8 +221,13 @@ class Task(Options):
     labels: Labels
 
     @model_validator(mode="after")
+    def _labels_fit_the_kind(self) -> Self:
+        self.labels.check(self.task.kind)
+        return self
+
+    @model_validator(mode="after")
     def _columns_have_one_use(self) -> Self:
-        used = [self.task.patient, self.task.study, *self.features, *self.labels.names]
+        used = [self.task.patient, self.task.study, *self.features, *self.label_columns]
         used += [part.column for part in (self.image, self.text) if part]
         used += [self.split.column] if self.split.column else []
         twice = sorted({name for name in used if used.count(name) > 1})
@@ -219,6 +282,25 @@ class Task(Options):
             for name, feature in self.features.items()
             for value in (feature.values if isinstance(feature, CategoricalFeature) else (None,))
         )
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The table columns that hold labels."""
+        return self.labels.names if self.labels.column is None else (self.labels.column,)
+
+    @property
+    def label_cells(self) -> Feature:
+        """What the cells of a label column hold."""
+        if self.task.kind == "multiclass":
+            return CategoricalFeature(kind="categorical", values=self.labels.names)
+        if self.task.kind == "regression":
+            low, high = self.labels.range
+            return NumericFeature(kind="numeric", low=low, high=high, unit=self.labels.unit)
+        return BinaryFeature(kind="binary")
+
+    def cells_of(self, column: str) -> Feature | None:
+        """Return what the cells of a feature's or a label's column hold; None for others."""
+        return self.label_cells if column in self.label_columns else self.features.get(column)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from medfusion.data.boxes import Boxes
 from medfusion.data.encode import encode_tabular
 from medfusion.data.images import ImageCache
+from medfusion.data.labels import truth_array
 from medfusion.data.note_states import NoteEncoder, NoteStates
 from medfusion.data.studies import Studies
 from medfusion.data.task import Task
@@ -40,6 +41,8 @@ class StudyTensors:
         float32 [N, L], 0 where unknown.
     known
         float32 [N, L], 1 where the label is known.
+    truth
+        float32 [N, L] or [N, L + 5 M], see `truth_array`; 0 where a label is unknown.
     patients
         int64 [N]: a number for each patient, shared by the patient's studies.
     column_features
@@ -51,6 +54,7 @@ class StudyTensors:
         *,
         labels: Tensor,
         known: Tensor,
+        truth: NDArray[np.float32],
         patients: Tensor,
         column_features: Tensor,
         resident: Inputs,
@@ -60,6 +64,7 @@ class StudyTensors:
     ) -> None:
         self.labels = labels
         self.known = known
+        self.truth = truth
         self.patients = patients
         self.column_features = column_features
         self._resident = resident
@@ -108,9 +113,11 @@ class StudyTensors:
             resident |= _box_targets(studies.boxes, task)
         _, codes = np.unique(studies.patient_ids, return_inverse=True)
         labels = torch.from_numpy(studies.labels.astype(np.float32))
+        filled = torch.nan_to_num(labels, nan=0.0)
         tensors = cls(
-            labels=torch.nan_to_num(labels, nan=0.0),
+            labels=filled,
             known=(~torch.isnan(labels)).float(),
+            truth=truth_array(filled.numpy(), studies.boxes),
             patients=torch.from_numpy(codes.astype(np.int64)),
             column_features=_column_features(task),
             resident=resident,

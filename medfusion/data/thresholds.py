@@ -95,7 +95,7 @@ def feature_label_histograms(features: FloatArray, labels: NDArray[Any], task: T
     features
         [N, F], NaN = missing; **one study of each patient** (`first_study_per_patient`).
     labels
-        [N, L] in {0, 1}, NaN = unknown.
+        [N, L] in {0, 1}, NaN = unknown (`medfusion.data.labels.binary_labels`).
 
     Returns
     -------

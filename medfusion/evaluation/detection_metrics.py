@@ -13,18 +13,18 @@ figure        what
 
 A label of which nothing is drawn has none; the mean over labels is that of the others.
 
-Legend: N studies, L labels, T overlaps, F figures, E detections of a label, R resamples.
+Legend: A arms, S seeds, N studies, D detections of a study, L labels, T overlaps, F figures,
+E detections of a label, R resamples.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medfusion.evaluation.box_matching import IOU_LEVELS, Drawn, Matches, match_boxes
-from medfusion.evaluation.intervals import Interval, Resampled
+from medfusion.evaluation.intervals import Resampled, resampled_weights
 
 FloatArray = NDArray[np.float64]
 
@@ -33,55 +33,29 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 _LEVELS = len(IOU_LEVELS)
 
 
-@dataclass(frozen=True, eq=False)
-class DetectionBootstrap:
-    """The figures over the same resamples of patients; ``boxes`` are to be found, by label."""
-
-    figures: dict[str, Resampled]
-    boxes: tuple[int, ...]
-
-    def macro(self) -> dict[str, Interval]:
-        """Return each figure's mean over the labels."""
-        return {name: figure.macro(0) for name, figure in self.figures.items()}
-
-    def label(self, number: int) -> dict[str, Interval]:
-        """Return each figure of one label."""
-        return {name: figure.label(0, number) for name, figure in self.figures.items()}
-
-
-def detection_bootstrap(
-    found: NDArray[Any],
-    drawn: Drawn,
-    patients: NDArray[Any],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> DetectionBootstrap:
-    """Resample patients with replacement, each with all their studies.
+def detection_figures(
+    found: NDArray[Any], drawn: Drawn, patients: NDArray[Any], *, resamples: int
+) -> dict[str, Resampled]:
+    """Return the figures of several arms, each a mean over seeds, over resampled patients.
 
     Parameters
     ----------
     found
-        [N, D, 6], as in `match_boxes`.
+        [A, S, N, D, 6]: detections of each arm and seed in the same studies, as in
+        `match_boxes`.
     patients
-        [N], one value for each patient.
+        [N], one value for each patient, whose studies are drawn together.
     """
-    matches = match_boxes(found, drawn)
-    _, patient = np.unique(patients, return_inverse=True)
-    count = int(patient.max(initial=-1)) + 1
-    values = np.full((len(FIGURES), 1 + resamples, 1, len(matches)), np.nan)
-    if count:
-        generator = np.random.default_rng(seed)
-        drawn_often = generator.multinomial(count, np.full(count, 1 / count), size=1 + resamples)
-        drawn_often[0] = 1
-        for number, row in enumerate(drawn_often):
-            weights = row[patient].astype(np.float64)
-            for label, each in enumerate(matches):
-                values[:, number, 0, label] = _figures(each, weights)
-    return DetectionBootstrap(
-        figures={name: Resampled(values[i]) for i, name in enumerate(FIGURES)},
-        boxes=tuple(int(each.boxes.sum()) for each in matches),
-    )
+    arms = [[match_boxes(run, drawn) for run in runs] for runs in found]
+    labels = drawn.known.shape[1]
+    values = np.full((len(FIGURES), 1 + resamples, len(arms), labels), np.nan)
+    for part, weights in resampled_weights(patients, resamples=resamples):
+        for number, column in zip(range(part.start, part.stop), weights.T, strict=True):
+            for arm, runs in enumerate(arms):
+                for label in range(labels):
+                    each = [_figures(run[label], column) for run in runs]
+                    values[:, number, arm, label] = np.mean(each, axis=0)
+    return {name: Resampled(values[i]) for i, name in enumerate(FIGURES)}
 
 
 def _figures(matches: Matches, weights: FloatArray) -> FloatArray:

@@ -4,7 +4,7 @@ Legend: A arms, R resamples, S seeds, N studies, L labels, P patients, G groups,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,11 @@ class Resampled:
         """Mean over the labels."""
         return _summarise(self._macro(arm))
 
+    def itself(self, arm: int) -> float | None:
+        """Mean over the labels for the cohort itself, without an interval; None if undefined."""
+        value = float(self._macro(arm)[0])
+        return None if math.isnan(value) else value
+
     def difference(self, arm: int, other: int) -> Interval:
         """Mean over the labels of ``arm`` minus that of ``other``, paired by resample."""
         return _summarise(self._macro(arm) - self._macro(other))
@@ -154,23 +159,34 @@ def patient_bootstrap(
         [N], one value for each group; None: all studies are one.
     """
     arms = scores[:, None] if scores.ndim == 3 else scores
-    _, patient = np.unique(patients, return_inverse=True)
-    group = np.zeros(len(patient), np.intp)
+    group = np.zeros(len(patients), np.intp)
     if groups is not None:
         _, group = np.unique(groups, return_inverse=True)
-    count = int(patient.max(initial=-1)) + 1
     values = np.full((2, 1 + resamples, arms.shape[0], arms.shape[3]), np.nan)
-    if count:
-        generator = np.random.default_rng(seed)
-        chunk = max(1, _CELLS_AT_ONCE // len(patient))
-        for start in range(0, 1 + resamples, chunk):
-            size = min(chunk, 1 + resamples - start)
-            drawn = generator.multinomial(size=size, n=count, pvals=np.full(count, 1 / count))
-            if start == 0:
-                drawn[0] = 1
-            weights = drawn.T[patient].astype(np.float64, order="C")
-            values[:, start : start + size] = _weighted_figures(weights, arms, labels, known, group)
+    for part, weights in resampled_weights(patients, resamples=resamples, seed=seed):
+        values[:, part] = _weighted_figures(weights, arms, labels, known, group)
     return PatientBootstrap(auroc=Resampled(values[0]), auprc=Resampled(values[1]))
+
+
+def resampled_weights(
+    patients: NDArray[Any], *, resamples: int, seed: int = 0
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield how often each study counts, [N, r], for some of the resamples at a time.
+
+    Slices cover 1 + R columns; the first is the cohort itself, each study once. Equal arguments
+    give equal weights, so that figures computed apart are paired. ``patients`` is [N], one value
+    for each patient, whose studies are drawn together; without any, nothing is yielded.
+    """
+    _, patient = np.unique(patients, return_inverse=True)
+    count = int(patient.max(initial=-1)) + 1
+    generator = np.random.default_rng(seed)
+    chunk = max(1, _CELLS_AT_ONCE // max(len(patient), 1))
+    for start in range(0, 1 + resamples if count else 0, chunk):
+        size = min(chunk, 1 + resamples - start)
+        drawn = generator.multinomial(size=size, n=count, pvals=np.full(count, 1 / count))
+        if start == 0:
+            drawn[0] = 1
+        yield slice(start, start + size), drawn.T[patient].astype(np.float64, order="C")
 
 
 def _weighted_figures(

@@ -93,6 +93,8 @@ class MdfNet(Model):
     ----------
     drawn
         How many proposals of an image count in a loss.
+    output_shape
+        D and 6, of what is found in a study.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class MdfNet(Model):
         sizes = SIZES[options.size]
         self._image_size, self._options = spec.image_size, options
         self.drawn = options.proposals
+        self.output_shape = (options.detections, 6)
         self.image = DetectionTrunk(
             spec.image_channels, spec.image_size, sizes, pyramid=options.fpn
         )
@@ -190,9 +193,7 @@ class MdfNet(Model):
             strides=self.image.strides,
             largest=self._largest,
         )
-        outputs: tuple[Tensor, Tensor] = self.boxes(
-            pooled.transpose(1, 2).flatten(2), encoded.clinical
-        )
+        outputs: tuple[Tensor, Tensor] = self.boxes(pooled.flatten(2), encoded.clinical)
         return outputs
 
     @torch.no_grad()

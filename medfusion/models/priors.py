@@ -1,5 +1,8 @@
 """Models that start from the public prevalence of their labels.
 
+Of classes that exclude one another (a softmax) it is the logarithm of each share in place of
+its log-odds; what follows holds for both.
+
 Prior initialisation (Lin et al. 2017, arXiv 1708.02002, section 4.1): the log-odds of each
 label's prevalence are in the bias of its read-out from the beginning, so the first steps, whose
 gradients would otherwise all say "rarer", go to what tells patients apart. Under privacy, where
@@ -20,9 +23,15 @@ import torch
 from medfusion.models.contract import Model
 
 
-def start_from_prevalence(model: Model, prevalence: Sequence[float]) -> None:
-    """Add the log-odds of ``prevalence`` (one of each label, in (0, 1)) to the label biases."""
-    log_odds = torch.tensor([math.log(share / (1.0 - share)) for share in prevalence])
+def start_from_prevalence(
+    model: Model, prevalence: Sequence[float], *, exclusive: bool = False
+) -> None:
+    """Add what ``prevalence`` (one of each label, in (0, 1)) comes to, to the label biases.
+
+    ``exclusive``: each study has exactly one of the labels.
+    """
+    rest = [1.0 if exclusive else 1.0 - share for share in prevalence]
+    constants = torch.tensor([math.log(p / q) for p, q in zip(prevalence, rest, strict=True)])
     with torch.no_grad():
         for bias in model.label_biases():
-            bias.add_(log_odds.view_as(bias))
+            bias.add_(constants.view_as(bias))

@@ -85,12 +85,19 @@ def build_model(
     Raises
     ------
     ConfigError
-        If the task lacks a modality that the options ask for, or the text encoder or the file
-        in ``init`` cannot be used.
+        If the model is not for this kind of task, the task lacks a modality that the options
+        ask for or has no labels that ``masked_labels`` could tell, or the text encoder or the
+        file in ``init`` cannot be used.
     """
     from medfusion.models.seeding import seeded
 
+    _check_kind(options, task)
     modalities = modalities_of(options, task)
+    if options.masked_labels and task.task.kind != "multilabel":
+        raise ConfigError(
+            f"model.masked_labels = {options.masked_labels}: a task of kind {task.task.kind!r} has "
+            "no labels that tell of one another; expected 0"
+        )
     entry = MODELS[options.name]
     model_class: type[Model] = getattr(import_module(entry.module), entry.class_name)
     with seeded(seed):
@@ -98,12 +105,23 @@ def build_model(
     if task.labels.prevalence is not None:
         from medfusion.models.priors import start_from_prevalence
 
-        start_from_prevalence(model, task.labels.prevalence)
+        exclusive = task.task.kind == "multiclass"
+        start_from_prevalence(model, task.labels.prevalence, exclusive=exclusive)
     if isinstance(options, MedFusionNetOptions) and options.init is not None:
         from medfusion.models.pretrained import initialise
 
         initialise(model, options, task, frozen_only=weights_follow)
     return model
+
+
+def _check_kind(options: ModelOptions, task: Task) -> None:
+    """Refuse a detector for a task of another kind, and the other way round."""
+    if isinstance(options, MdfNetOptions) != task.detects:
+        expected = "mdf_net" if task.detects else "one that gives labels to whole studies"
+        raise ConfigError(
+            f"model.name = {options.name!r}: expected {expected} for a task of kind "
+            f"{task.task.kind!r}"
+        )
 
 
 def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":

@@ -8,13 +8,30 @@ from torch import Tensor
 from torch.nn import functional
 
 from medfusion.objectives.focusing import asymmetric, focal
-from medfusion.objectives.options import BceLoss, FocalLoss, LossOptions
+from medfusion.objectives.objective import Objective
+from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss
 
+MultilabelLoss = BceLoss | FocalLoss | AsymmetricLoss
 BCE = BceLoss()
 
 
+class Multilabel(Objective):
+    """The losses below as an objective; the outputs are logits [B, L]."""
+
+    def __init__(self, loss: MultilabelLoss = BCE) -> None:
+        self._loss = loss
+
+    def per_sample_loss(self, outputs: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+        """Return each study's loss, float32 [B]."""
+        return per_sample_loss(outputs, labels, known, self._loss)
+
+    def mean_loss(self, outputs: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+        """Return the mean loss, a float32 scalar."""
+        return mean_loss(outputs, labels, known, self._loss)
+
+
 def per_sample_loss(
-    logits: Tensor, labels: Tensor, known: Tensor, loss: LossOptions = BCE
+    logits: Tensor, labels: Tensor, known: Tensor, loss: MultilabelLoss = BCE
 ) -> Tensor:
     """Return each sample's loss, summed over its known labels, over L.
 
@@ -54,7 +71,7 @@ def per_sample_loss(
     return losses.mean(dim=1)
 
 
-def mean_loss(logits: Tensor, labels: Tensor, known: Tensor, loss: LossOptions = BCE) -> Tensor:
+def mean_loss(logits: Tensor, labels: Tensor, known: Tensor, loss: MultilabelLoss = BCE) -> Tensor:
     """Return the mean of `per_sample_loss` over the batch, a float32 scalar.
 
     For ``bce`` one operation instead of three, which counts where a whole step takes a tenth

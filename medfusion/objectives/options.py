@@ -1,6 +1,9 @@
-"""Section ``[training.loss]``: the losses by name, each with its own constants. Free of torch."""
+"""Section ``[training.loss]``: the losses by name, each with its own constants. Free of torch.
 
-from typing import Literal
+Which of them a task may use hangs on its kind (see `medfusion.objectives.registry`).
+"""
+
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -47,4 +50,61 @@ class AsymmetricLoss(Options):
     clip: float = Field(default=0.05, ge=0, lt=1)
 
 
-LossOptions = BceLoss | FocalLoss | AsymmetricLoss
+class CrossEntropyLoss(Options):
+    """Cross-entropy of classes that exclude one another.
+
+    ``class_weights`` multiply the loss of each class's studies: public constants, one for each
+    class, never counts of the sites' patients. Without them all count alike.
+    """
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+
+class MseLoss(Options):
+    """Squared error of the target scaled from its public range to [-1, 1]."""
+
+    name: Literal["mse"] = "mse"
+
+
+class HuberLoss(Options):
+    """Squared error up to ``delta`` (of the scaled target), then linear [1]_.
+
+    References
+    ----------
+    .. [1] Huber, "Robust estimation of a location parameter", Annals of Mathematical Statistics
+       35, 1964.
+    """
+
+    name: Literal["huber"] = "huber"
+    delta: float = Field(default=0.25, gt=0, le=2)
+
+
+class DetectionLoss(Options):
+    """The four losses of a two-stage detector [1]_, each times its weight.
+
+    Weights are public constants: those that MDF-Net learns beside its network would tell of the
+    sites' patients.
+
+    Attributes
+    ----------
+    objectness, anchor_boxes
+        Of the first stage: where something is, and how its anchors are moved there.
+    classes, boxes
+        Of the second: what it is, and how proposals are moved there.
+
+    References
+    ----------
+    .. [1] Ren et al., "Faster R-CNN", NeurIPS 2015, arXiv 1506.01497.
+    """
+
+    name: Literal["detection"] = "detection"
+    objectness: float = Field(default=1.0, ge=0)
+    anchor_boxes: float = Field(default=1.0, ge=0)
+    classes: float = Field(default=1.0, ge=0)
+    boxes: float = Field(default=1.0, ge=0)
+
+
+LossOptions = (
+    BceLoss | FocalLoss | AsymmetricLoss | CrossEntropyLoss | MseLoss | HuberLoss | DetectionLoss
+)

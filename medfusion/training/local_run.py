@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 
 from medfusion.models.contract import FUSED, LABEL_STATES, Model
 from medfusion.models.fusion import drop_modalities, presence
-from medfusion.objectives.multilabel import per_sample_loss
-from medfusion.objectives.options import LossOptions
+from medfusion.objectives.objective import Objective
 from medfusion.training.augmentation import augment
 from medfusion.training.label_masking import reveal_labels, still_to_learn
 
@@ -29,7 +28,7 @@ class TrainingStudies(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """0 or 1, and 0 where unknown."""
+        """As in `medfusion.data.studies.Studies`; 0 where unknown."""
         ...
 
     @property
@@ -80,7 +79,7 @@ class LocalRun:
     modality_dropout: float
     auxiliary_heads: float
     masked_labels: float
-    loss: LossOptions
+    objective: Objective
     augmented: bool
     views: int
     small_images: bool
@@ -152,15 +151,15 @@ class LocalRun:
         """Return the loss of one view of each study, float32 [b]."""
         known = still_to_learn(known, inputs)
         if not self.auxiliary_heads:
-            return per_sample_loss(self.logits(inputs), labels, known, self.loss)
+            return self.objective.per_sample_loss(self.logits(inputs), labels, known)
         with self.autocast():
             outputs = cast(Model, self.model).outputs(inputs)
-        total = per_sample_loss(outputs[FUSED], labels, known, self.loss)
+        total = self.objective.per_sample_loss(outputs[FUSED], labels, known)
         here = presence(inputs)
         for name, logits in outputs.items():
             if name != FUSED:
                 counts = known * here[name].unsqueeze(1)
-                own = per_sample_loss(logits, labels, counts, self.loss)
+                own = self.objective.per_sample_loss(logits, labels, counts)
                 total = total + self.auxiliary_heads * own
         return total
 

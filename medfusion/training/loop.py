@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from medfusion.objectives.objective import Objective
 from medfusion.privacy import dp_sgd
 from medfusion.privacy.adaptive_norm import AdaptiveNorm, split_noise
 from medfusion.privacy.keystream import Keystream
@@ -46,6 +47,7 @@ def fit(
     studies: TrainingStudies,
     *,
     options: TrainingOptions,
+    objective: Objective,
     plan: DpPlan | None,
     steps: int,
     public: torch.Generator,
@@ -65,7 +67,9 @@ def fit(
     Parameters
     ----------
     model
-        Maps inputs to logits [B, L]. Parameters that require no gradient stay as they are.
+        Maps inputs to outputs [B, W]. Parameters that require no gradient stay as they are.
+    objective
+        What is minimised; ``options.loss`` is not read here.
     plan
         Makes every step private; None trains on shuffled patients without privacy.
     steps
@@ -127,7 +131,7 @@ def fit(
         modality_dropout=modality_dropout,
         auxiliary_heads=auxiliary_heads,
         masked_labels=masked_labels,
-        loss=options.loss,
+        objective=objective,
         augmented=options.augmentation != "none",
         views=options.views,
         small_images=progress < options.small_images,

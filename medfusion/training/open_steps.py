@@ -6,7 +6,6 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from medfusion.objectives.multilabel import mean_loss
 from medfusion.training.device import halved
 from medfusion.training.local_run import LocalRun, Streams
 
@@ -68,7 +67,7 @@ def _backward(
     """Leave the gradient of the batch's mean loss in ``grad``; returns that loss."""
     most = run.studies_at_once
     if size <= most and run.plain:
-        loss = mean_loss(run.logits(inputs), labels, known, run.loss)
+        loss = run.objective.mean_loss(run.logits(inputs), labels, known)
         torch.autograd.backward(loss)
         return loss.detach()
     total = torch.zeros((), device=run.device)

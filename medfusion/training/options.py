@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from medfusion.objectives.options import BceLoss, LossOptions
+from medfusion.objectives.options import LossOptions
 from medfusion.options import Options
 from medfusion.training.recipes import check_recipe
 
@@ -42,7 +42,8 @@ class TrainingOptions(Options):
     epsilon. ``schedule = "cosine"`` lets the learning rate fall over the whole run, to 0 after
     its last step. ``small_images`` is the share of the rounds, from the first, that train on
     images of half the size. ``recipe`` names the settings that filled what a config left unset
-    (see `medfusion.training.recipes`).
+    (see `medfusion.training.recipes`). ``loss``, unset, is the plainest of the task's kind
+    (`medfusion.objectives.registry.LOSSES`).
 
     References
     ----------
@@ -60,7 +61,7 @@ class TrainingOptions(Options):
     rate_multipliers: RateMultipliers = RateMultipliers()
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    loss: Annotated[LossOptions, Field(discriminator="name")] = BceLoss()
+    loss: Annotated[LossOptions, Field(discriminator="name")] | None = None
     augmentation: Literal["none", "light"] = "none"
     views: int = Field(default=1, ge=1)
     small_images: float = Field(default=0.0, ge=0, lt=1)

@@ -15,7 +15,7 @@ from figure_cells import cells, number_text
 from numpy.typing import NDArray
 
 from medfusion.comparison.compare import Comparison
-from medfusion.comparison.results import RESAMPLES, Truth, auroc_macro
+from medfusion.comparison.results import RESAMPLES, Truth, headline_of
 from medfusion.comparison.trials import scores_of
 from medfusion.evaluation.intervals import Resampled, patient_bootstrap
 
@@ -47,7 +47,7 @@ def result_of(
     )
     areas, auprc = samples.auroc, samples.auprc
     gaps = Resampled(areas.values - areas.values[:, :1])
-    by_seed = [[auroc_macro(one[None], truth) for one in arm] for arm in scores]
+    by_seed = [[headline_of(one[None], truth) for one in arm] for arm in scores]
     rare = _rarest(truth)
     return {
         "schema": 1,

@@ -44,7 +44,7 @@ from medfusion.cli.compare import run_plan
 from medfusion.cli.compose import load_sites
 from medfusion.comparison.arms import Arm, plan_arms
 from medfusion.comparison.compare import Comparison
-from medfusion.comparison.results import auroc_macro
+from medfusion.comparison.results import headline_of
 from medfusion.comparison.trials import scores_of
 from medfusion.data.cohorts.registry import importer
 from medfusion.data.site_data import SiteData
@@ -192,7 +192,7 @@ def _result(plan: Comparison, index: int, out: Path) -> Result:
         pooled=right.mean(axis=1),
         by_site=np.mean(list(sites.values()), axis=0),
         balanced=(right[:, ill].mean(axis=1) + right[:, ~ill].mean(axis=1)) / 2,
-        auroc=np.array([auroc_macro(one[None], truth) for one in logits]),
+        auroc=np.array([headline_of(one[None], truth) for one in logits]),
         sites={name: float(values.mean()) for name, values in sites.items()},
     )
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from medfusion.comparison.results import RESAMPLES, Truth, auroc_macro, figures_of, worst_site
+from medfusion.comparison.results import RESAMPLES, Truth, figures_of, headline_of, worst_site
 from medfusion.evaluation.intervals import Resampled
 
 Scores = NDArray[np.float32]
@@ -63,7 +63,7 @@ def _arm(one: Scored, figures: Mapping[str, Resampled], index: int, truth: Truth
         result[name] = {
             label: figure.label(index, i).to_json() for i, label in enumerate(truth.names)
         }
-    areas = {str(site): auroc_macro(one.scores, truth, site) for site in np.unique(truth.sites)}
+    areas = {str(site): headline_of(one.scores, truth, site) for site in np.unique(truth.sites)}
     return result | {"per_site": areas, "worst_site": worst_site(areas)}
 
 

@@ -69,6 +69,7 @@ def one_arm(a: argparse.Namespace) -> dict[str, Any]:
     from medfusion.models.contract import trainable_state
     from medfusion.models.options import MedFusionNetOptions
     from medfusion.models.registry import build_model
+    from medfusion.objectives.multilabel import Multilabel
     from medfusion.privacy import dp_sgd
     from medfusion.privacy.keystream import Keystream
     from medfusion.privacy.opacus_hooks import OpacusHooks
@@ -106,6 +107,7 @@ def one_arm(a: argparse.Namespace) -> dict[str, Any]:
             model,
             studies,
             options=options,
+            objective=Multilabel(),
             plan=plan,
             steps=steps,
             public=stream(0, repeat),

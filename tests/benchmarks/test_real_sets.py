@@ -13,6 +13,7 @@ from medfusion.comparison.results import Truth
 from medfusion.comparison.trials import deal_folds
 from medfusion.data.site_data import load_site_data
 from medfusion.data.split import TEST, TRAIN
+from medfusion.evaluation.multilabel_measures import MultilabelMeasures
 
 KINDS = ("logistic", "boosting")
 
@@ -64,7 +65,7 @@ def test_unknown_labels_do_not_train_and_one_class_gives_one_score(pooled, kind)
 def _truth(rng, count=60):
     labels = (rng.random((count, 1)) < 0.4).astype(np.float32)
     return Truth(
-        names=("ill",),
+        measures=MultilabelMeasures(("ill",)),
         labels=labels,
         known=np.ones_like(labels),
         patients=np.arange(count).astype(str),

@@ -31,8 +31,8 @@ class Silent:
     def trial_done(self, trial):
         self.trials.append(trial.name)
 
-    def arm_done(self, index, arm, auroc):
-        self.arms.append((index, arm.regime, auroc))
+    def arm_done(self, index, arm, figure):
+        self.arms.append((index, arm.regime, figure))
 
 
 def one_by_one(runner, out):

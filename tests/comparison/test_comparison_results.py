@@ -8,12 +8,13 @@ from tabular_cohort import write_ward
 from medfusion.comparison.arms import Arm, plan_arms
 from medfusion.comparison.results import (
     Truth,
-    auroc_macro,
     compare_json,
     compared_pairs,
+    headline_of,
     worst_site,
 )
 from medfusion.errors import FederationError
+from medfusion.evaluation.multilabel_measures import MultilabelMeasures
 
 LABELS = np.array([[1, 0], [0, 1], [1, 0], [0, 0], [1, 1], [1, 0]], np.float32)
 
@@ -26,7 +27,7 @@ def arms(tmp_path: Path) -> tuple[Arm, ...]:
 @pytest.fixture
 def truth() -> Truth:
     return Truth(
-        names=("ill", "dead"),
+        measures=MultilabelMeasures(("ill", "dead")),
         labels=LABELS,
         known=np.ones_like(LABELS),
         patients=np.array(["a/1", "a/1", "a/2", "a/3", "b/1", "b/1"]),
@@ -101,7 +102,7 @@ def test_differences_are_paired_by_resample(arms):
     labels = (rng.random((80, 1)) < 0.5).astype(np.float32)
     one = (labels + rng.normal(0, 1, labels.shape)).astype(np.float32)
     truth = Truth(
-        names=("ill",),
+        measures=MultilabelMeasures(("ill",)),
         labels=labels,
         known=np.ones_like(labels),
         patients=np.arange(80).astype(str),
@@ -121,7 +122,7 @@ def test_figures_rank_within_folds_and_within_their_sites(arms):
     folds, sites = np.repeat([0, 1], 4), np.tile(np.repeat(["a", "b"], 2), 2)
     labels = np.tile([1, 0], 4).astype(np.float32)[:, None]
     truth = Truth(
-        names=("ill",),
+        measures=MultilabelMeasures(("ill",)),
         labels=labels,
         known=np.ones_like(labels),
         patients=np.char.add(sites, np.arange(8).astype(str)),
@@ -142,14 +143,14 @@ def test_figures_rank_within_folds_and_within_their_sites(arms):
         "b": 0.5,
     }
     assert found["worst_site"] == {"site": "b", "auroc_macro": 0.5}
-    assert auroc_macro(scores[0], truth) == found["auroc_macro"]["mean"]
+    assert headline_of(scores[0], truth) == found["auroc_macro"]["mean"]
 
 
 def test_nan_scores_are_refused(truth):
     scores = LABELS[None].copy()
     scores[0, 2, 1] = np.nan
     with pytest.raises(FederationError, match="NaN for 1 of 12"):
-        auroc_macro(scores, truth)
+        headline_of(scores, truth)
 
 
 def test_without_a_figure_there_is_no_worst_site():

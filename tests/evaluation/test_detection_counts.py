@@ -5,7 +5,7 @@ import pytest
 
 from medfusion.evaluation.box_matching import Drawn
 from medfusion.evaluation.detection_counts import counts_shape, detection_counts, detection_json
-from medfusion.evaluation.detection_metrics import FIGURES, detection_bootstrap
+from medfusion.evaluation.detection_metrics import FIGURES, detection_figures
 from medfusion.evaluation.score_histograms import bin_centres
 
 L = 2
@@ -35,9 +35,9 @@ def test_sums_over_sites_give_the_figures_of_all():
     counts = sum(detection_counts(*site) for site in sites)
     assert counts.shape == counts_shape(L)
     result = detection_json(counts, ["a", "b"])
-    exact = detection_bootstrap(found, drawn, np.arange(120), resamples=0)
+    exact = detection_figures(found[None, None], drawn, np.arange(120), resamples=0)
     for name in FIGURES:
-        values = exact.figures[name].values[0, 0]
+        values = exact[name].values[0, 0]
         assert result[name] == pytest.approx(values.mean(), abs=0.01), name
         assert [result["detection"][n][name] for n in "ab"] == pytest.approx(values, abs=0.01)
     assert 0.1 < result["ap"] < result["ap50"] < 0.95

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from medfusion.evaluation.box_matching import IOU_LEVELS, Drawn, match_boxes, overlaps
-from medfusion.evaluation.detection_metrics import FIGURES, detection_bootstrap
+from medfusion.evaluation.detection_metrics import FIGURES, detection_figures
+from medfusion.evaluation.intervals import resampled_weights
 
 D, M, L = 5, 3, 2
 
@@ -85,9 +86,9 @@ def expected(found, drawn: Drawn, label: int) -> list[float]:
 @given(st.integers(0, 2**20))
 def test_figures_are_those_of_a_plain_loop(seed):
     found, drawn = draw(seed)
-    result = detection_bootstrap(found, drawn, np.arange(len(found)), resamples=0)
+    result = detection_figures(found[None, None], drawn, np.arange(len(found)), resamples=0)
     for label in range(L):
-        ours = [result.figures[name].values[0, 0, label] for name in FIGURES]
+        ours = [result[name].values[0, 0, label] for name in FIGURES]
         np.testing.assert_allclose(ours, expected(found, drawn, label), atol=1e-12)
 
 
@@ -98,13 +99,13 @@ def test_a_resample_is_the_cohort_with_patients_repeated(seed):
     # distinct scores: where detections tie, their order says which copy comes first
     found[..., 4] = np.random.default_rng(seed).permutation(found[..., 4].size).reshape(6, D) / 100
     patients = np.array([0, 0, 1, 2, 3, 3])
-    result = detection_bootstrap(found, drawn, patients, resamples=2, seed=seed)
-    often = np.random.default_rng(seed).multinomial(4, np.full(4, 0.25), size=3)
+    result = detection_figures(found[None, None], drawn, patients, resamples=2)
+    ((_, often),) = resampled_weights(patients, resamples=2)
     for resample in (1, 2):
-        rows = np.repeat(np.arange(6), often[resample][patients])
+        rows = np.repeat(np.arange(6), often[:, resample].astype(int))
         repeated = Drawn(drawn.corners[rows], drawn.classes[rows], drawn.known[rows])
         for label in range(L):
-            ours = [result.figures[name].values[resample, 0, label] for name in FIGURES]
+            ours = [result[name].values[resample, 0, label] for name in FIGURES]
             theirs = expected(found[rows], repeated, label)
             np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
@@ -123,19 +124,30 @@ def test_perfect_detections_score_one_and_none_score_zero():
     found[:] = 0
     found[:, :M, :4], found[:, :M, 5], found[:, :M, 4] = drawn.corners, drawn.classes, 0.9
     same = Drawn(*(np.asarray(each) for each in (drawn.corners, drawn.classes, drawn.known)))
-    perfect = detection_bootstrap(found, same, np.arange(6), resamples=20)
-    assert all(i.mean == pytest.approx(1) for i in perfect.macro().values())
-    assert perfect.macro()["ap50"].ci95 == (1.0, 1.0)
-    nothing = detection_bootstrap(np.zeros_like(found), same, np.arange(6), resamples=20)
-    assert all(i.mean == 0 for i in nothing.macro().values())
+    arms = np.stack([found, np.zeros_like(found)])[:, None]
+    result = detection_figures(arms, same, np.arange(6), resamples=20)
+    for figure in result.values():
+        assert figure.macro(0).mean == pytest.approx(1)
+        assert figure.macro(0).ci95 == pytest.approx((1, 1))
+        assert figure.macro(1).mean == 0
+        assert figure.difference(0, 1).mean == pytest.approx(1)
 
 
 def test_figures_are_undefined_where_nothing_was_drawn():
     found, drawn = draw(2)
     empty = Drawn(drawn.corners, np.zeros_like(drawn.classes), drawn.known)
-    result = detection_bootstrap(found, empty, np.arange(6), resamples=5)
-    assert all(i.mean is None and i.ci95 is None for i in result.macro().values())
-    assert result.boxes == (0, 0)
+    result = detection_figures(found[None, None], empty, np.arange(6), resamples=5)
+    assert all(f.macro(0).mean is None and f.macro(0).ci95 is None for f in result.values())
+
+
+def test_seeds_are_averaged():
+    (first, drawn), (second, _) = draw(5), draw(6)
+    both = np.stack([first, second])[None]
+    result = detection_figures(both, drawn, np.arange(6), resamples=0)
+    each = [detection_figures(f[None, None], drawn, np.arange(6), resamples=0) for f in both[0]]
+    for name in FIGURES:
+        mean = np.mean([one[name].values for one in each], axis=0)
+        np.testing.assert_allclose(result[name].values, mean)
 
 
 def test_a_study_counts_for_the_labels_it_knows():

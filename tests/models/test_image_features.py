@@ -13,6 +13,7 @@ from medfusion.data.tensors import StudyTensors
 from medfusion.models.blocks.wavelets import Wavelets
 from medfusion.models.options import LogisticOptions, MedFusionNetOptions, ModelOptions
 from medfusion.models.registry import build_model, fixed_image_features
+from medfusion.objectives.multilabel import Multilabel
 from medfusion.prediction import predict_logits
 from medfusion.privacy.keystream import Keystream
 from medfusion.training.augmentation import augment
@@ -107,6 +108,7 @@ def test_a_halved_image_brings_no_features_of_the_whole_one(small_images, kept):
         model,
         tensors_for(model, ahead=True),
         options=TrainingOptions(small_images=small_images),
+        objective=Multilabel(),
         plan=None,
         steps=1,
         public=torch.Generator().manual_seed(0),

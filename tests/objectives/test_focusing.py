@@ -139,7 +139,7 @@ def test_easy_negatives_count_less_under_focusing() -> None:
         ({"name": "asymmetric", "gamma": 2.0}, r"unknown key 'loss.gamma'"),
         ({"name": "focal", "gamma": -1.0}, r"loss.gamma = -1.0"),
         ({"name": "asymmetric", "clip": 1.0}, r"loss.clip = 1.0"),
-        ({"name": "focall"}, r"expected one of bce, focal, asymmetric .did you mean 'focal'"),
+        ({"name": "focall"}, r"expected one of bce, focal, asymmetric, .*did you mean 'focal'"),
     ],
 )
 def test_constants_of_another_loss_are_refused(loss: dict[str, object], message: str) -> None:

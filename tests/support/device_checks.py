@@ -11,7 +11,7 @@ from medfusion.data.task import Task
 from medfusion.models.contract import Model, trainable_state
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
-from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.objectives.multilabel import Multilabel, per_sample_loss
 from medfusion.privacy.dp_sgd import engine_for
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
@@ -91,6 +91,7 @@ def train(
     fit(
         model,
         studies or RandomStudies(),
+        objective=Multilabel(),
         public=torch.Generator().manual_seed(1),
         private=Keystream(bytes(32), 2),
         device=device,
@@ -155,7 +156,15 @@ def check_bfloat16_trains(device: torch.device, precision: str = "bfloat16") -> 
                 "public": torch.Generator().manual_seed(3),
                 "private": Keystream(bytes(32), steps),
             }
-            found = fit(model, RandomStudies(), plan=plan, steps=steps, **streams, **arguments)
+            found = fit(
+                model,
+                RandomStudies(),
+                objective=Multilabel(),
+                plan=plan,
+                steps=steps,
+                **streams,
+                **arguments,
+            )
             losses.append(found.loss)
         assert set(types) == {torch.bfloat16}
         assert {p.dtype for p in model.parameters()} == {torch.float32}

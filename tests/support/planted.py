@@ -18,6 +18,7 @@ from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection, feature_label_histograms, select_features
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
+from medfusion.objectives.multilabel import Multilabel
 from medfusion.privacy.keystream import Keystream
 from medfusion.randomness import stream
 from medfusion.training.loop import fit
@@ -95,6 +96,7 @@ def _train(
         model,
         train,
         options=TrainingOptions(batch_size=effect.batch_size, learning_rate=effect.learning_rate),
+        objective=Multilabel(),
         plan=None,
         steps=effect.steps,
         public=stream(seed, effect.part, "order"),

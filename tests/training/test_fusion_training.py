@@ -12,6 +12,7 @@ from medfusion.data.task import Task
 from medfusion.models.contract import Model, trainable_state
 from medfusion.models.options import MedFusionNetOptions
 from medfusion.models.registry import build_model
+from medfusion.objectives.multilabel import Multilabel
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.training.local_run import LocalRun, make_autocast
@@ -100,6 +101,7 @@ def trained(
     fit(
         model,
         studies or Studies(),
+        objective=Multilabel(),
         plan=plan,
         public=torch.Generator().manual_seed(public),
         private=Keystream(bytes(32), private),
@@ -123,7 +125,7 @@ def make_run(model: Model, **changes: Any) -> LocalRun:
         device=torch.device("cpu"),
         physical_batch=32,
         autocast=make_autocast("float32", torch.device("cpu")),
-        loss=SGD.loss,
+        objective=Multilabel(),
         augmented=False,
         views=1,
         small_images=False,

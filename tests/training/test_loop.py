@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medfusion.errors import DataError
+from medfusion.objectives.multilabel import Multilabel
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.sampler import epoch_batches
@@ -97,6 +98,7 @@ def run(
     return fit(
         net,
         studies or Studies(),
+        objective=Multilabel(),
         public=torch.Generator().manual_seed(public),
         private=Keystream(bytes(32), private),
         **(arguments | changes),

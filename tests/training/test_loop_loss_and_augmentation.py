@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.objectives.multilabel import Multilabel, per_sample_loss
 from medfusion.objectives.options import AsymmetricLoss, BceLoss, FocalLoss, LossOptions
 from medfusion.privacy.adaptive_norm import RATE, AdaptiveNorm
 from medfusion.privacy.keystream import Keystream
@@ -93,6 +93,7 @@ def run(net: Net, *, public: int = 1, private: int = 2, **changes: Any) -> FitRe
         net,
         Studies(),
         options=TrainingOptions(batch_size=10, optimizer="sgd", **changes),
+        objective=Multilabel(changes.get("loss", BceLoss())),
         plan=plan,
         steps=steps,
         public=torch.Generator().manual_seed(public),

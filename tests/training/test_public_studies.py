@@ -12,6 +12,7 @@ from medfusion.data.encode import MISSING, SELECTED
 from medfusion.errors import FederationError
 from medfusion.models.contract import Model, trainable_state
 from medfusion.models.fusion import presence
+from medfusion.objectives.multilabel import Multilabel
 from medfusion.privacy.keystream import Keystream
 from medfusion.randomness import stream
 from medfusion.training.loop import fit
@@ -75,6 +76,7 @@ def train(model: nn.Module, studies: Any = None, **changes: Any) -> None:
     fit(
         model,
         studies or RandomStudies(),
+        objective=Multilabel(),
         public=torch.Generator().manual_seed(0),
         device=CPU,
         **(arguments | changes),

@@ -32,6 +32,7 @@ def _content(run: Run) -> dict[str, Any]:
     """Return what the template shows."""
     curves = figures.curves_by_round(run) if run.rounds else []
     labels, quality = None, []
+    target, told = tables.target_table(run), tables.confusion_table(run)
     if run.counts is not None:
         labels, legends = tables.label_table(run)
         quality = [figures.roc_curves(run, legends), figures.reliability_diagram(run)]
@@ -44,6 +45,9 @@ def _content(run: Run) -> dict[str, Any]:
         "curves": curves,
         "quality": quality,
         "labels": labels,
+        "target": target,
+        "told": told,
+        "headline": run.measures.headline.name,
         "sites": tables.site_table(run),
         "thresholds": tables.threshold_table(run),
         "selection_text": tables.selection_in_words(run),

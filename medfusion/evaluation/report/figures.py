@@ -29,7 +29,7 @@ def curves_by_round(run: Run) -> list[Figure]:
     numbers = [line["round"] for line in rounds]
     up, down = ([line[key] / 1e6 for line in rounds] for key in ("bytes_up", "bytes_down"))
     figures = [
-        _auroc_by_round(run),
+        _headline_by_round(run),
         _figure(
             "update-norm",
             "Update norm",
@@ -54,9 +54,14 @@ def curves_by_round(run: Run) -> list[Figure]:
     return [figure for figure in figures if _most_points(figure) >= 2]
 
 
-def _auroc_by_round(run: Run) -> Figure:
+def _headline_by_round(run: Run) -> Figure:
     measured = [(line["round"], line["metrics"]) for line in run.rounds if line.get("metrics")]
     numbers = [number for number, _ in measured]
+    headline = run.measures.headline
+    if headline.key != "auroc_macro":
+        line = _line(numbers, [m[headline.key] for _, m in measured], headline.name)
+        y, name = headline.name, headline.key
+        return _figure(name, headline.name, [line], y=y, x="round", from_zero=True)
     traces = [
         _background(numbers, [m["auroc"].get(label) for _, m in measured], label)
         for label in run.labels

@@ -11,8 +11,10 @@ import numpy as np
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
+from medfusion.evaluation.kinds import measures_of
+from medfusion.evaluation.measures import Measures
 from medfusion.evaluation.metrics import FloatArray
-from medfusion.evaluation.score_histograms import consistent, score_sensitivity
+from medfusion.evaluation.multilabel_measures import MultilabelMeasures
 
 SCHEMA = 1
 
@@ -25,8 +27,13 @@ class Run:
     ----------
     summary, rounds, card
         ``summary.json``, the lines of ``rounds.jsonl``, ``model/model.json``.
+    measures
+        What the task is measured by.
+    total
+        What the sites released of their test patients, summed.
     counts
-        Score histograms summed over sites, without negative cells: [L, 2, S].
+        The score histograms in it, without negative cells: [L, 2, S]; None for kinds of task
+        that have none.
     noise
         Standard deviation of the noise in each cell of that sum.
     config
@@ -39,6 +46,8 @@ class Run:
     task: Task | None
     selection: Selection | None
     labels: tuple[str, ...]
+    measures: Measures
+    total: FloatArray | None
     counts: FloatArray | None
     noise: float
     config: str
@@ -72,7 +81,9 @@ def read_run(folder: Path, *, summary: dict[str, Any] | None = None) -> Run:
         selection = Selection.from_json(chosen, task) if chosen and task else None
     except ConfigError as error:
         raise DataError(f"{folder / 'model' / 'model.json'}: {error}") from None
-    labels, counts, noise = _sum_histograms(folder / "histograms.json", card)
+    labels = task.labels.names if task else tuple(summary["auroc"])
+    measures = measures_of(task) if task else MultilabelMeasures(labels)
+    total, noise = _sum_releases(folder / "histograms.json", card, measures)
     config = folder / "config.toml"
     return Run(
         summary=summary,
@@ -80,22 +91,25 @@ def read_run(folder: Path, *, summary: dict[str, Any] | None = None) -> Run:
         card=card,
         task=task,
         selection=selection,
-        labels=labels or tuple(summary["auroc"]),
-        counts=counts,
+        labels=labels,
+        measures=measures,
+        total=total,
+        counts=None if total is None else measures.score_counts(total, noise=noise),
         noise=noise,
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     )
 
 
-def _sum_histograms(
-    path: Path, card: dict[str, Any]
-) -> tuple[tuple[str, ...], FloatArray | None, float]:
-    """Return the labels, the sum of the sites' histograms [L, 2, S], and its noise."""
+def _sum_releases(
+    path: Path, card: dict[str, Any], measures: Measures
+) -> tuple[FloatArray | None, float]:
+    """Return the sum of what the sites released, and the noise in each of its cells."""
     data = _read_json(path)
     if data is None or not data["sites"]:
-        return (), None, 0.0
-    labels = tuple(data["labels"])
-    shape = (len(labels), 2, data["bins"])
+        return None, 0.0
+    plans = (card.get("privacy") or {}).get("sites") or {}
+    multipliers = [plans[name]["metrics_noise"] or 0.0 for name in data["sites"] if name in plans]
+    shape = measures.release_shape(noised=bool(multipliers))
     total = np.zeros(shape)
     for name in sorted(data["sites"]):
         histogram = np.array(data["sites"][name], dtype=np.float64)
@@ -104,10 +118,7 @@ def _sum_histograms(
                 f"{path}: sites.{name}: expected shape {shape}, found {histogram.shape}"
             )
         total += histogram
-    plans = (card.get("privacy") or {}).get("sites") or {}
-    multipliers = [plans[name]["metrics_noise"] or 0.0 for name in data["sites"] if name in plans]
-    noise = score_sensitivity(len(labels)) * math.hypot(*multipliers)
-    return labels, consistent(total, noise=noise), noise
+    return total, measures.sensitivity * math.hypot(*multipliers)
 
 
 def _read_rounds(path: Path) -> tuple[dict[str, Any], ...]:

@@ -8,6 +8,7 @@ from medfusion.data.task import NumericFeature, Task
 from medfusion.data.thresholds import Threshold
 from medfusion.evaluation.intervals import auroc_interval
 from medfusion.evaluation.metrics import metrics_from_counts, sigmoid
+from medfusion.evaluation.regression_measures import RegressionMeasures
 from medfusion.evaluation.report.run_folder import Run
 from medfusion.evaluation.report.wording import (
     DASH,
@@ -42,14 +43,28 @@ def key_figures(run: Run) -> list[tuple[str, str]]:
     spent = [site["epsilon"] for site in summary["sites"].values() if site["epsilon"] is not None]
     simulated = ", simulated" if spent and run.privacy.get("simulated") else ""
     return [
-        ("Macro AUROC", score(summary["auroc_macro"])),
-        ("Macro AUPRC", score(summary["auprc_macro"])),
-        ("Brier score", score(summary["brier"])),
-        ("Calibration error", score(summary["ece"])),
+        *_quality(run),
         (f"Largest epsilon{simulated}", epsilon(max(spent)) if spent else DASH),
         ("Rounds", number(summary["rounds"])),
         ("Time", duration(summary["seconds"])),
         ("Traffic", data_size(summary["bytes_up"] + summary["bytes_down"])),
+    ]
+
+
+def _quality(run: Run) -> list[tuple[str, str]]:
+    summary = run.summary
+    if isinstance(run.measures, RegressionMeasures):
+        unit = f" {run.measures.unit}" if run.measures.unit else ""
+        errors = [(name, summary[name.lower()]) for name in ("MAE", "RMSE")]
+        shown = [(name, DASH if e is None else f"{number(e)}{unit}") for name, e in errors]
+        return [*shown, ("R2", score(summary["r2"]))]
+    told = [("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "f1_macro")]
+    return [
+        ("Macro AUROC", score(summary["auroc_macro"])),
+        ("Macro AUPRC", score(summary["auprc_macro"])),
+        *((name, score(summary[key])) for name, key in told if key in summary),
+        ("Brier score", score(summary["brier"])),
+        ("Calibration error", score(summary["ece"])),
     ]
 
 
@@ -89,6 +104,8 @@ def _averaged(run: Run) -> list[str]:
 
 
 def _how_well(run: Run) -> str:
+    if isinstance(run.measures, RegressionMeasures):
+        return _how_near(run, run.measures)
     known = {label: area for label, area in run.summary["auroc"].items() if area is not None}
     if not known:
         return "No label has both positive and negative test patients, so no AUROC is defined."
@@ -102,6 +119,20 @@ def _how_well(run: Run) -> str:
         text += f", from {known[worst]:.3f} for {worst} to {known[best]:.3f} for {best}"
     absent = [label for label in run.summary["auroc"] if label not in known]
     text += f". No AUROC is defined for {listed(absent)}" if absent else ""
+    return text + "."
+
+
+def _how_near(run: Run, measures: RegressionMeasures) -> str:
+    summary, (name,) = run.summary, run.labels
+    if summary["mae"] is None:
+        return f"{name} is known of too few test patients for a figure."
+    unit = f" {measures.unit}" if measures.unit else ""
+    text = (
+        f"On test patients its prediction of {name} is {number(summary['mae'])}{unit} off on "
+        "average (mean absolute error)"
+    )
+    if summary["r2"] is not None:
+        text += f"; R2 {summary['r2']:.3f} (0: no better than the test patients' mean; 1: perfect)"
     return text + "."
 
 
@@ -158,16 +189,57 @@ def label_table(run: Run) -> tuple[Table, list[str]]:
     return _table(head, rows, words=1), legends
 
 
+def target_table(run: Run) -> Table | None:
+    """Return the errors of a regression; None for another kind of task."""
+    if run.total is None or not isinstance(run.measures, RegressionMeasures):
+        return None
+    summary = run.measures.summary(run.total, noise=run.noise)
+    mae = run.measures.mae_interval(run.total, noise=run.noise)
+    ends = DASH if mae.ci95 is None else " to ".join(number(end) for end in mae.ci95)
+    row = (
+        run.labels[0],
+        run.measures.unit or DASH,
+        number(round(max(float(run.total[0, 0]), 0.0))),
+        number(summary["mae"]),
+        ends,
+        number(summary["rmse"]),
+        score(summary["r2"]),
+    )
+    head = ("Target", "Unit", "Studies", "MAE", "95% interval", "RMSE", "R2")
+    return _table(head, [row], words=2)
+
+
+def confusion_table(run: Run) -> Table | None:
+    """Return true against most probable classes; None unless the task is of classes."""
+    if "confusion" not in run.summary:
+        return None
+    figures = run.summary
+    rows = [
+        (name, *(number(round(count)) for count in counts), score(recall), score(f1))
+        for name, counts, recall, f1 in zip(
+            run.labels,
+            figures["confusion"],
+            figures["recall"].values(),
+            figures["f1"].values(),
+            strict=True,
+        )
+    ]
+    head = ("True class", *(f"told {name}" for name in run.labels), "Recall", "F1")
+    return _table(head, rows, words=1)
+
+
 def site_table(run: Run) -> Table:
-    """Return patients, AUROC and privacy cost of each site, and how it took part."""
-    head: tuple[str, ...] = ("Hospital", "Patients", "Macro AUROC", "Epsilon", "Delta")
+    """Return patients, headline and privacy cost of each site, and how it took part."""
+    headline = run.measures.headline
+    figure = headline.name[:1].upper() + headline.name[1:]
+    head: tuple[str, ...] = ("Hospital", "Patients", figure, "Epsilon", "Delta")
     head += ("Rounds answered", "Time per round") if run.rounds else ()
     rows = []
     for name, site in sorted(run.summary["sites"].items()):
         row: tuple[str, ...] = (
             name,
             number(site["patients"]),
-            score(site["auroc_macro"]),
+            score(site[headline.key]),
             epsilon(site["epsilon"]),
             number(site["delta"]),
         )
@@ -237,9 +309,8 @@ def privacy_covers(run: Run) -> str:
     covered.append("every training step (clipped and noised gradients of sampled patients)")
     releases = max((plan["metrics_releases"] for plan in found), default=0)
     if releases:
-        covered.append(
-            f"the metrics in this report (noised score histograms, {counted(releases, 'release')})"
-        )
+        what = f"noised {run.measures.released}, {counted(releases, 'release')}"
+        covered.append(f"the metrics in this report ({what})")
     return (
         f"Each hospital's epsilon covers {listed(covered)}, together. The unit is the patient: "
         "it bounds what anyone who sees everything that left the hospital can learn about one "

@@ -75,18 +75,21 @@ def propose(
     boxes_BA4 = _decode(ANCHOR_CODER, deltas_BA4, whole, image_size)
     boxes_BK4 = boxes_BA4.new_zeros(len(boxes_BA4), most, 4)
     valid_BK = torch.zeros(boxes_BK4.shape[:2], dtype=torch.bool, device=boxes_BK4.device)
-    firsts = [sum(counts[:level]) for level in range(len(counts))]
-    for image, (boxes, scores) in enumerate(zip(boxes_BA4, scores_BA, strict=True)):
-        best, levels = [], []
-        for level, (first, count) in enumerate(zip(firsts, counts, strict=True)):
-            some = scores[first : first + count].topk(min(count, _MOST_BEFORE_SUPPRESSION))
-            best.append(some.indices + first)
-            levels.append(torch.full_like(some.indices, level))
-        chosen, level_of = torch.cat(best), torch.cat(levels)
-        large = _is_large(boxes[chosen], _SMALLEST_PROPOSAL)
-        chosen, level_of = chosen[large], level_of[large]
-        kept = batched_nms(boxes[chosen], scores[chosen], level_of, _PROPOSAL_OVERLAP)[:most]
-        boxes_BK4[image, : len(kept)] = boxes[chosen[kept]]
+    best, levels, first = [], [], 0
+    for level, count in enumerate(counts):
+        some = scores_BA[:, first : first + count].topk(min(count, _MOST_BEFORE_SUPPRESSION))
+        best.append(some.indices + first)
+        levels.append(torch.full_like(some.indices[0], level))
+        first += count
+    chosen, level_of = torch.cat(best, dim=1), torch.cat(levels)
+    scores = scores_BA.gather(1, chosen)
+    boxes = boxes_BA4.gather(1, chosen[..., None].expand(-1, -1, 4))
+    large = _is_large(boxes, _SMALLEST_PROPOSAL)
+    for image in range(len(boxes)):
+        some_boxes = boxes[image][large[image]]
+        some_scores, some_levels = scores[image][large[image]], level_of[large[image]]
+        kept = batched_nms(some_boxes, some_scores, some_levels, _PROPOSAL_OVERLAP)[:most]
+        boxes_BK4[image, : len(kept)] = some_boxes[kept]
         valid_BK[image, : len(kept)] = True
     return boxes_BK4, valid_BK
 
@@ -151,5 +154,5 @@ def _decode(
 
 
 def _is_large(boxes: Tensor, smallest: float) -> Tensor:
-    large: Tensor = ((boxes[:, 2:] - boxes[:, :2]) >= smallest).all(dim=1)
+    large: Tensor = ((boxes[..., 2:] - boxes[..., :2]) >= smallest).all(dim=-1)
     return large

@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
 from medfusion.models.blocks.anchors import ANCHOR_CODER, BOX_CODER
 
-_ANCHOR_MATCHER = Matcher(0.7, 0.3, allow_low_quality_matches=True)
-_PROPOSAL_MATCHER = Matcher(0.5, 0.5, allow_low_quality_matches=False)
 ANCHORS_DRAWN, POSITIVE_ANCHORS = 256, 0.5
 POSITIVE_PROPOSALS = 0.25
 
@@ -54,8 +52,9 @@ def anchor_targets(anchors_A4: Tensor, boxes_BM4: Tensor, classes_BM: Tensor) ->
         Corners in pixels and labels (from 1) of what was drawn; class 0 where nothing was.
     """
     anchors_BA4 = anchors_A4.to(boxes_BM4.dtype).expand(len(boxes_BM4), -1, -1)
-    everywhere = torch.ones(anchors_BA4.shape[:2], dtype=torch.bool, device=boxes_BM4.device)
-    matched, which_BA = _matched(_ANCHOR_MATCHER, anchors_BA4, boxes_BM4, classes_BM, everywhere)
+    matched, which_BA = _matched(
+        anchors_BA4, boxes_BM4, classes_BM, positive=0.7, negative=0.3, best_of_each=True
+    )
     positive = matched > 0
     deltas = _deltas(ANCHOR_CODER, anchors_BA4, boxes_BM4, which_BA, positive)
     weights = expected_weights(
@@ -72,7 +71,10 @@ def proposal_targets(
 
     Other parameters are those of `anchor_targets`; ``drawn`` as in `expected_weights`.
     """
-    matched, which_BR = _matched(_PROPOSAL_MATCHER, proposals_BR4, boxes_BM4, classes_BM, valid_BR)
+    matched, which_BR = _matched(
+        proposals_BR4, boxes_BM4, classes_BM, positive=0.5, negative=0.5, best_of_each=False
+    )
+    matched = matched.masked_fill(~valid_BR, -1)
     positive = matched > 0
     deltas = _deltas(BOX_CODER, proposals_BR4, boxes_BM4, which_BR, positive)
     weights = expected_weights(
@@ -106,25 +108,31 @@ def expected_weights(
 
 
 def _matched(
-    matcher: Matcher, found_BR4: Tensor, boxes_BM4: Tensor, classes_BM: Tensor, valid_BR: Tensor
+    found_BR4: Tensor,
+    boxes_BM4: Tensor,
+    classes_BM: Tensor,
+    *,
+    positive: float,
+    negative: float,
+    best_of_each: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the class that each box found is matched with, and which drawn box that is.
 
-    int64 [B, R] each; the class is 0 for nothing, and -1 for what lies between.
+    int64 [B, R] each. A box found is matched with the one drawn of which it has the largest IoU,
+    if that is ``positive`` or more; it is nothing (class 0) below ``negative``, and between (-1)
+    else. With ``best_of_each``, those that no other beats at some drawn box are matched too. As
+    torchvision's ``Matcher``, for all images at once.
     """
-    kind = torch.zeros(found_BR4.shape[:2], dtype=torch.int64, device=found_BR4.device)
-    which = torch.zeros_like(kind)
-    for image, (found, boxes, classes) in enumerate(
-        zip(found_BR4, boxes_BM4, classes_BM, strict=True)
-    ):
-        there = torch.nonzero(classes > 0).flatten()
-        if len(there):
-            matches = matcher(box_iou(boxes[there].to(found.dtype), found))
-            which[image] = there[matches.clamp(min=0)]
-            kind[image] = classes[which[image]]
-            kind[image][matches == Matcher.BELOW_LOW_THRESHOLD] = 0
-            kind[image][matches == Matcher.BETWEEN_THRESHOLDS] = -1
-    return kind.masked_fill(~valid_BR, -1), which
+    there_BM1 = (classes_BM > 0)[..., None]
+    quality_BMR = box_iou(boxes_BM4.to(found_BR4.dtype), found_BR4).masked_fill(~there_BM1, -1.0)
+    largest_BR, which_BR = quality_BMR.max(dim=1)
+    is_positive = largest_BR >= positive
+    if best_of_each:
+        is_best = (quality_BMR == quality_BMR.amax(dim=2, keepdim=True)) & there_BM1
+        is_positive = is_positive | is_best.any(dim=1)
+    kind = torch.where(is_positive, classes_BM.gather(1, which_BR), 0)
+    between = ~is_positive & (largest_BR >= negative)
+    return kind.masked_fill(between, -1), which_BR
 
 
 def _deltas(

@@ -1,17 +1,17 @@
 """What a map holds under boxes, with the batch kept in front.
 
 The operator of torchvision returns rows of all images in one dimension, which would make a box
-the unit of privacy in every layer behind it. Here the same samples (He et al. 2017, arXiv
-1703.06870) come from `grid_sample`, whose first dimension stays the image.
+the unit of privacy in every layer behind it. Here the same means of bilinear samples (He et al.
+2017, arXiv 1703.06870) are two products of matrices for each image: an upright box is sampled
+along rows and columns apart.
 
-Shapes: B batch, C channels, H height, W width, R boxes of an image.
+Shapes: B batch, C channels, H height, W width, R boxes of an image, P bins a side.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample
 
 from medfusion.models.blocks.precision import at_least_float32
 
@@ -19,7 +19,7 @@ _SAMPLES = 2  # a side of each bin
 
 
 def roi_align(x_BCHW: Tensor, boxes_BR4: Tensor, *, bins: int, scale: float) -> Tensor:
-    """Return the mean of bilinear samples in each bin of each box, [B, C, R, bins, bins].
+    """Return the mean of bilinear samples in each bin of each box, [B, R, C, P, P].
 
     As ``torchvision.ops.roi_align`` with ``sampling_ratio=2`` and ``aligned=False``, for boxes
     within the image.
@@ -30,28 +30,33 @@ def roi_align(x_BCHW: Tensor, boxes_BR4: Tensor, *, bins: int, scale: float) -> 
         The map.
     boxes_BR4
         Corners in pixels of the image.
+    bins
+        P.
     scale
         Pixels of the map for each of the image.
     """
     x_BCHW = at_least_float32(x_BCHW)
     batch, channels, height, width = x_BCHW.shape
-    count, side = boxes_BR4.shape[1], bins * _SAMPLES
     corners = (boxes_BR4 * scale).to(x_BCHW.dtype)
-    sizes = (corners[..., 2:] - corners[..., :2]).clamp(min=1.0)
-    steps = (torch.arange(side, device=x_BCHW.device, dtype=x_BCHW.dtype) + 0.5) / side
-    at = corners[..., None, :2] + sizes[..., None, :] * steps[:, None]  # [B, R, side, 2]
-    # A pixel's value is at its index; the grid runs from -1 to 1 over the outer edges.
-    extent = torch.tensor([width, height], device=x_BCHW.device, dtype=x_BCHW.dtype)
-    inside = (at <= extent).to(x_BCHW.dtype)  # a box of less than a pixel is widened, also outwards
-    at = (2.0 * at + 1.0) / extent - 1.0
-    across = at[..., 0][:, :, None, :].expand(-1, -1, side, -1)
-    down = at[..., 1][:, :, :, None].expand(-1, -1, -1, side)
-    grid = torch.stack([across, down], dim=-1).reshape(batch, count * side, side, 2)
-    found = grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    found = found.reshape(batch, channels, count, side, side)
-    found = found * (inside[:, None, :, :, None, 1] * inside[:, None, :, None, :, 0])
-    pooled = avg_pool2d(found.flatten(2, 3), _SAMPLES)
-    return pooled.reshape(batch, channels, count, bins, bins)
+    down_BRPH = _shares(corners[..., 1], corners[..., 3], bins, height)
+    across_BRPW = _shares(corners[..., 0], corners[..., 2], bins, width)
+    rows = down_BRPH.flatten(1, 2) @ x_BCHW.transpose(1, 2).flatten(2)  # [B, R P, C W]
+    lines = rows.reshape(batch, -1, bins * channels, width)
+    found = lines @ across_BRPW.transpose(-1, -2)  # [B, R, P C, P]
+    return found.reshape(batch, -1, bins, channels, bins).transpose(2, 3)
+
+
+def _shares(near_BR: Tensor, far_BR: Tensor, bins: int, pixels: int) -> Tensor:
+    """Return what each pixel along a side adds to each bin, [B, R, P, pixels]."""
+    count = bins * _SAMPLES
+    steps = (torch.arange(count, device=near_BR.device, dtype=near_BR.dtype) + 0.5) / count
+    length_BR1 = (far_BR - near_BR).clamp(min=1.0)[..., None]
+    at_BRS = near_BR[..., None] + length_BR1 * steps
+    inside_BRS = at_BRS <= pixels  # a box of less than a pixel is widened, also outwards
+    places = torch.arange(pixels, device=near_BR.device, dtype=near_BR.dtype)
+    distance = (at_BRS.clamp(0.0, pixels - 1.0)[..., None] - places).abs()
+    shares = (1.0 - distance).clamp(min=0.0) * inside_BRS[..., None]
+    return shares.unflatten(2, (bins, _SAMPLES)).mean(dim=3)
 
 
 def roi_align_levels(
@@ -78,7 +83,7 @@ def roi_align_levels(
     level_BR = (coarsest + torch.floor(torch.log2(size / largest) + 1e-6)).clamp(0, coarsest)
     found = [
         roi_align(x, boxes_BR4, bins=bins, scale=1.0 / stride)
-        * (level_BR == number)[:, None, :, None, None]
+        * (level_BR == number)[..., None, None, None]
         for number, (x, stride) in enumerate(zip(maps, strides, strict=True))
     ]
     return torch.stack(found).sum(dim=0)

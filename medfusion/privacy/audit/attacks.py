@@ -26,7 +26,7 @@ from medfusion.data.cohorts.synthetic_images import Scanner, draw_images
 from medfusion.data.cohorts.synthetic_signal import IMAGE_FINDINGS
 from medfusion.evaluation.metrics import auroc
 from medfusion.models.seeding import seeded
-from medfusion.objectives.multilabel import per_sample_loss
+from medfusion.objectives.multilabel import Multilabel, per_sample_loss
 from medfusion.privacy.audit.canaries import SyntheticStudies
 from medfusion.privacy.audit.keys import AuditKeys
 from medfusion.privacy.plan import DpPlan
@@ -168,6 +168,7 @@ def _train(
         model,
         studies,
         options=options,
+        objective=Multilabel(),
         plan=plan,
         steps=plan.steps_per_round if plan else open_steps,
         public=keys.public(number),

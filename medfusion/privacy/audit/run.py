@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medfusion.models.seeding import seeded
+from medfusion.objectives.multilabel import Multilabel
 from medfusion.privacy.audit.bound import Guesses, best_guesses, largest_bound
 from medfusion.privacy.audit.canaries import CanaryModel, SyntheticStudies
 from medfusion.privacy.audit.keys import AuditKeys
@@ -184,6 +185,7 @@ def _updates(
             model,
             studies,
             options=options,
+            objective=Multilabel(),
             plan=plan,
             steps=plan.steps_per_round,
             public=keys.public(number),
