@@ -185,10 +185,7 @@ class _Reader:
 
     def has(self, name: str) -> bool:
         """Whether the table has the column, or the site says that it should."""
-        return (
-            local_name(self.site, name) in self.table.columns
-            or self.options(name).source is not None
-        )
+        return local_name(self.site, name) in self.table.columns or bool(self.options(name).source)
 
     def label_cells(self, name: str) -> NDArray[np.float64]:
         if self.site.task.detects and not self.has(name):  # the boxes tell

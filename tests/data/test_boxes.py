@@ -164,6 +164,15 @@ def test_labels_in_the_table_must_agree_with_the_boxes(tmp_path):
     assert "expected a box of this label" in text
 
 
+def test_a_site_may_declare_that_its_boxes_say_the_labels(tmp_path):
+    site = make(tmp_path)
+    toml = site / "site.toml"
+    toml.write_text(toml.read_text() + '[columns.icu]\nfrom = ""\n')
+    np.testing.assert_array_equal(read(site).labels[:, 0], [np.nan, 0, 1])
+    toml.write_text(toml.read_text().replace('from = ""', 'from = "ward"'))
+    assert "no such column" in refused(site)
+
+
 def test_pooled_sites_keep_their_boxes(tmp_path):
     sites = [load_site_data(make(tmp_path / name)) for name in ("a", "b")]
     together = pool(sites, name="all", state=tmp_path)

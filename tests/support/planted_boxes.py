@@ -10,6 +10,17 @@ from torch import Tensor
 
 from medfusion.data.encode import encode_tabular
 from medfusion.data.task import Task
+from medfusion.evaluation.box_matching import Drawn
+from medfusion.evaluation.detection_metrics import detection_figures
+from medfusion.models.mdf_net import MdfNet
+from medfusion.models.options import MdfNetOptions
+from medfusion.models.registry import build_model
+from medfusion.objectives.registry import objective_of
+from medfusion.prediction import predict_logits
+from medfusion.privacy.keystream import Keystream
+from medfusion.randomness import stream
+from medfusion.training.loop import fit
+from medfusion.training.options import TrainingOptions
 
 LABELS = ("above", "below")
 MOST = 2
@@ -71,3 +82,32 @@ def draw_squares(count: int, seed: int, *, side: int = 32) -> Squares:
             "box_classes": classes,
         },
     )
+
+
+def learn(
+    options: MdfNetOptions, studies: Squares, *, steps: int, rate: float, seed: int = 0
+) -> MdfNet:
+    """Train a detector on the studies, 16 a step."""
+    model = build_model(options, square_task(), seed=seed)
+    fit(
+        model,
+        studies,
+        options=TrainingOptions(batch_size=16, learning_rate=rate, schedule="cosine"),
+        objective=objective_of(square_task()),
+        plan=None,
+        steps=steps,
+        public=stream(seed, "order"),
+        private=Keystream(bytes(32)),  # without a plan nothing is drawn from it
+        device=torch.device("cpu"),
+        physical_batch=32,
+    )
+    return model
+
+
+def precision(model: MdfNet, studies: Squares) -> dict[str, float]:
+    """Return the mean of each figure over the two labels."""
+    tensors = studies.tensors
+    truth = Drawn(tensors["boxes"].numpy(), tensors["box_classes"].numpy(), studies.known.numpy())
+    found = predict_logits(model, studies, torch.device("cpu"))[None, None]
+    figures = detection_figures(found, truth, studies.patients.numpy(), resamples=0)
+    return {name: figure.itself(0) for name, figure in figures.items()}
