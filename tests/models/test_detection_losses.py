@@ -13,7 +13,11 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from medfusion.models.blocks.detection_targets import ANCHORS_DRAWN, expected_weights
+from medfusion.models.blocks.detection_targets import (
+    ANCHORS_DRAWN,
+    expected_weights,
+    proposal_targets,
+)
 from medfusion.models.mdf_net import _SHARES, _SHARES_BY_LEVEL, BINS, MdfNet
 from medfusion.models.options import MdfNetOptions
 from medfusion.models.registry import build_model
@@ -162,3 +166,15 @@ def test_weights_are_shares_of_what_is_drawn(positives, negatives):
     assert weights[negative].sum() == pytest.approx(min(negatives, 16 - chosen))
     assert weights[~positive & ~negative].sum() == 0
     assert weights.max() <= 1
+
+
+def test_at_most_a_quarter_of_the_proposals_that_count_are_positive():
+    box = torch.tensor([[[4.0, 4.0, 20.0, 20.0]]])
+    proposals = torch.cat([box.expand(1, 20, 4), box.expand(1, 30, 4) + 30.0], dim=1)
+    valid = torch.arange(50)[None] < 49
+    targets = proposal_targets(proposals, valid, box, torch.tensor([[2]]), drawn=16)
+    assert targets.classes[0].tolist() == [2] * 20 + [0] * 30
+    assert targets.weights[0, :20].sum() == pytest.approx(4)
+    assert targets.weights[0, 20:].sum() == pytest.approx(12)
+    assert targets.weights[0, 49] == 0  # no proposal at all
+    assert not targets.deltas.any()
