@@ -119,6 +119,11 @@ class RunConfig(Options):
                 "site under privacy: expected another strategy, or privacy.enabled = false"
             )
         self._strategy_suits_the_steps()
+        if self.model.name == "mdf_net" and self.training.small_images:
+            raise ValueError(
+                f"training.small_images = {self.training.small_images}: model 'mdf_net' finds "
+                "boxes in images of one size; expected 0"
+            )
         if self.server.client_dp is not None:
             if self.strategy.name not in _OF_THE_MEAN:
                 raise ValueError(

@@ -14,7 +14,10 @@ _LARGEST_BATCH = 256
 def predict_logits(
     model: nn.Module, tensors: StudyTensors, device: torch.device, *, batch: int = _LARGEST_BATCH
 ) -> NDArray[np.float32]:
-    """Return logits [N, L] in float32, the model in evaluation mode and left as it was."""
+    """Return outputs in float32, the model in evaluation mode and left as it was.
+
+    They are [N, W], of a detector [N, D, 6].
+    """
     training = model.training
     model.eval()
     parts = [
@@ -22,5 +25,5 @@ def predict_logits(
         for index in torch.split(torch.arange(len(tensors)), batch)
     ]
     model.train(training)
-    width = tensors.labels.shape[1]
-    return torch.cat(parts).numpy() if parts else np.zeros((0, width), np.float32)
+    shape = getattr(model, "output_shape", tensors.labels.shape[1:])
+    return torch.cat(parts).numpy() if parts else np.zeros((0, *shape), np.float32)

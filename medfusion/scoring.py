@@ -44,7 +44,8 @@ class Scores:
     logits
         float32 [N, L].
     labels, known
-        float32 [N, L]; ``labels`` is 0 where ``known`` is 0.
+        float32 [N, L]; ``labels`` is 0 where ``known`` is 0. Of detection it has the boxes as
+        well, see `medfusion.data.labels.truth_array`.
     patients
         [N], one value for each patient.
     """
@@ -91,9 +92,7 @@ def score_part(saved: SavedModel, site: SiteData, part: int, *, cache: Path) -> 
     batch = site.config.compute.physical_batch
     logits = predict_logits(model, tensors, device, batch=batch)
     check_logits(logits)
-    return Scores(
-        logits, tensors.labels.numpy(), tensors.known.numpy(), site.part(part).patient_ids
-    )
+    return Scores(logits, tensors.truth, tensors.known.numpy(), site.part(part).patient_ids)
 
 
 def selection_at(saved: SavedModel, site: SiteData) -> Selection | None:

@@ -207,16 +207,16 @@ class Trainer:
         outputs = predict_logits(
             self._model, test, self._device, batch=self._data.config.compute.physical_batch
         )
-        labels, known = test.labels.numpy(), test.known.numpy()
+        truth, known = test.truth, test.known.numpy()
         if self._plan is None:
-            counts = self._measures.release(outputs, labels, known, noised=False)
+            counts = self._measures.release(outputs, truth, known, noised=False)
         elif self._plan.metrics_noise is None:
             raise FederationError("the run's plan pays for no metrics: refused")
         else:
             # A crafted model must not tell whose scores it broke.
             outputs = np.nan_to_num(outputs, nan=0.0)
             counts = noised(
-                self._measures.release(outputs, labels, known, noised=True),
+                self._measures.release(outputs, truth, known, noised=True),
                 sensitivity=self._measures.sensitivity,
                 noise_multiplier=self._plan.metrics_noise,
                 keystream=Keystream(

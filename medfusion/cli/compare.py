@@ -241,6 +241,11 @@ _NAMES = {
     "mae": "MAE",
     "rmse": "RMSE",
     "r2": "R2",
+    "ap50": "AP@.5",
+    "ap": "AP",
+    "ar": "AR",
+    "ap50_iobb": "AP@IoBB .5",
+    "ar50_iobb": "AR@IoBB .5",
 }
 
 

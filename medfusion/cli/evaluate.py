@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_OTHERS = (
+    *("balanced_accuracy", "f1_macro", "mae", "rmse", "r2"),
+    *("ap50", "ap", "ar", "ap50_iobb", "ar50_iobb"),
+)
+
+
 def evaluate(
     model_dir: Annotated[
         Path, typer.Argument(help="Folder with model.safetensors and model.json.")
@@ -56,10 +62,7 @@ def _show(result: dict[str, Any]) -> None:
     )
     if "labels" in result:
         console.print(_labels_table(result))
-    others = [
-        key for key in ("balanced_accuracy", "f1_macro", "mae", "rmse", "r2") if key in result
-    ]
-    for key in others:
+    for key in (key for key in _OTHERS if key in result):
         unit = result.get("unit", "") if key in ("mae", "rmse") else ""
         figure, interval = _interval(result[key])
         console.print(f"{key}: {figure} {unit} (95% CI {interval})", highlight=False)

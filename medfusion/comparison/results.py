@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medfusion.comparison.arms import Arm
 from medfusion.comparison.trials import FoldData
+from medfusion.data.labels import truth_array
 from medfusion.data.split import TEST
 from medfusion.errors import DataError
 from medfusion.evaluation.intervals import Interval, Resampled
@@ -79,9 +80,10 @@ class Truth:
         labels = np.concatenate([studies.labels for *_, studies in parts])
         patients = [f"{name}/{patient}" for _, name, s in parts for patient in s.patient_ids]
         sizes = [len(studies) for *_, studies in parts]
+        truth = np.concatenate([truth_array(s.labels, s.boxes) for *_, s in parts])
         return cls(
             measures=measures_of(folds[0].sites[0].task),
-            labels=np.nan_to_num(labels, nan=0.0),
+            labels=np.nan_to_num(truth, nan=0.0),
             known=(~np.isnan(labels)).astype(np.float32),
             patients=np.array(patients, dtype=np.str_),
             sites=np.repeat(np.array([name for _, name, _ in parts], dtype=np.str_), sizes),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from medfusion.atomic_files import write_atomically
 from medfusion.data.findings import plural, rows_text
@@ -52,6 +52,20 @@ def decode_image(path: Path, spec: ImageSpec) -> Pixels:
     except OSError as error:
         raise DataError(f"an image cannot be opened ({error.strerror})") from None
     return _decode(data, spec)
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height in pixels of an image as it is looked at; None if unreadable.
+
+    Only the file's head is read. The camera's orientation tag is applied, as in decoding.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            width, height = image.size
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except (*_DAMAGED, Image.DecompressionBombError):
+        return None
+    return (height, width) if on_its_side else (width, height)
 
 
 class ImageCache:

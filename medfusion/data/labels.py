@@ -1,11 +1,12 @@
 """Labels as arrays, one column for each of the task's label names.
 
-Legend: N studies, L labels.
+Legend: N studies, L labels, M boxes of a study at most.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.data.boxes import Boxes
 from medfusion.data.task import Task
 
 
@@ -18,6 +19,18 @@ def label_array(cells: NDArray[np.float64], task: Task) -> NDArray[np.float32]:
         return cells.astype(np.float32)
     one_hot = (cells == np.arange(len(task.labels.names))).astype(np.float32)
     return np.where(np.isnan(cells), np.float32(np.nan), one_hot)
+
+
+def truth_array(labels: NDArray[np.float32], boxes: Boxes | None) -> NDArray[np.float32]:
+    """Return what outputs are measured against: labels [N, L], of detection [N, L + 5 M].
+
+    Behind the labels stand the M boxes of a study: their corners as shares of the image, box by
+    box, then their classes.
+    """
+    if boxes is None:
+        return labels
+    corners = boxes.corners.reshape(len(labels), -1)
+    return np.concatenate([labels, corners, boxes.classes.astype(np.float32)], axis=1)
 
 
 def binary_labels(labels: NDArray[np.float32], task: Task) -> NDArray[np.float32]:

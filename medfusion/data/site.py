@@ -43,13 +43,15 @@ class SiteInfo(Options):
 
 
 class FilesOptions(Options):
-    """Section ``[files]``: the table of studies and the folder of images.
+    """Section ``[files]``: the table of studies, the folder of images, the boxes drawn on them.
 
+    ``boxes`` is a table, or COCO JSON (``.json``); it is read where the task is of detection.
     ``delimiter``, ``decimal`` and ``encoding`` describe a text table; Parquet has its own types.
     """
 
     studies: Path = Path("studies.csv")
     images: Path = Path("images")
+    boxes: Path = Path("boxes.csv")
     delimiter: str = Field(default=",", min_length=1, max_length=1)
     decimal: Literal[".", ","] = "."
     encoding: str = "utf-8"
@@ -58,6 +60,8 @@ class FilesOptions(Options):
     def _can_be_read(self) -> Self:
         if self.studies.suffix.lower() not in TABLE_SUFFIXES:
             raise ValueError(f"studies: expected a file ending in {', '.join(TABLE_SUFFIXES)}")
+        if self.boxes.suffix.lower() not in (*TABLE_SUFFIXES, ".json"):
+            raise ValueError(f"boxes: expected a file ending in .json, {', '.join(TABLE_SUFFIXES)}")
         if self.delimiter == self.decimal:
             raise ValueError("delimiter and decimal must differ")
         try:
@@ -163,6 +167,11 @@ class Site:
     def images(self) -> Path:
         """The folder that the table's image names are relative to."""
         return self._beside_toml(self.config.files.images)
+
+    @property
+    def boxes(self) -> Path:
+        """The file of boxes."""
+        return self._beside_toml(self.config.files.boxes)
 
     def _beside_toml(self, path: Path) -> Path:
         return Path(os.path.normpath(self.folder / path))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.data.boxes import Boxes
 from medfusion.data.site import SiteConfig, open_site
 from medfusion.data.split import Fold, split_of
 from medfusion.data.studies import Studies, read_studies
@@ -97,6 +98,7 @@ def pool(sites: Sequence[SiteData], *, name: str, state: Path) -> SiteData:
         images=tuple(image for s in sites for image in s.studies.images),
         notes=tuple(note for s in sites for note in s.studies.notes),
         split_column=None,
+        boxes=_pooled_boxes(sites),
     )
     policies = [site.config.policy for site in sites]
     strictest = policies[0].model_copy(
@@ -114,6 +116,16 @@ def pool(sites: Sequence[SiteData], *, name: str, state: Path) -> SiteData:
         patients_public=sum(site.patients_public for site in sites),
         studies=studies,
         split=np.concatenate([site.split for site in sites]),
+    )
+
+
+def _pooled_boxes(sites: Sequence[SiteData]) -> Boxes | None:
+    boxes = [site.studies.boxes for site in sites if site.studies.boxes is not None]
+    if not boxes:
+        return None
+    return Boxes(
+        np.concatenate([each.corners for each in boxes]),
+        np.concatenate([each.classes for each in boxes]),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medfusion.data.boxes import Boxes
 from medfusion.data.columns import (
     read_feature,
     read_ids,
@@ -17,6 +18,7 @@ from medfusion.data.columns import (
 from medfusion.data.findings import Cells, Finding, near_misses, plural, raise_errors, rows_text
 from medfusion.data.labels import label_array
 from medfusion.data.site import ColumnOptions, Site
+from medfusion.data.study_boxes import add_boxes
 from medfusion.data.table import Table, read_table
 from medfusion.data.task import Feature
 
@@ -41,6 +43,8 @@ class Studies:
         N files and texts; None = missing.
     split_column
         int8 [N], 0 train, 1 calibration, 2 test; None where the data bring no split.
+    boxes
+        Of a task of detection; else None.
     """
 
     study_ids: NDArray[np.str_]
@@ -51,6 +55,7 @@ class Studies:
     images: tuple[Path | None, ...]
     notes: tuple[str | None, ...]
     split_column: NDArray[np.int8] | None = None
+    boxes: Boxes | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,6 +67,9 @@ class Studies:
         """Yield all that a run reads, for a digest; ``images`` stand for what the files hold."""
         for array in (self.study_ids, self.patient_ids, self.features, self.labels):
             yield np.ascontiguousarray(array).tobytes()
+        if self.boxes is not None:
+            yield self.boxes.corners.tobytes()
+            yield self.boxes.classes.tobytes()
         yield from ((note or "").encode() for note in self.notes)
         yield from (image.encode() for image in images)
 
@@ -85,6 +93,7 @@ class Studies:
             images=tuple(self.images[i] for i in chosen),
             notes=tuple(self.notes[i] for i in chosen),
             split_column=None if split is None else split[chosen],
+            boxes=None if self.boxes is None else self.boxes.take(chosen),
         )
 
 
@@ -109,7 +118,7 @@ def validate_studies(site: Site, table: Table) -> tuple[Studies, list[Finding]]:
     task = site.task
     study_ids, patient_ids = reader.ids(task.task.study), reader.ids(task.task.patient)
     features = [reader.cells_of(name, feature) for name, feature in task.features.items()]
-    labels = [reader.cells_of(name, task.label_cells) for name in task.label_columns]
+    labels = [reader.label_cells(name) for name in task.label_columns]
     n = len(table)
     studies = Studies(
         study_ids=study_ids,
@@ -125,6 +134,10 @@ def validate_studies(site: Site, table: Table) -> tuple[Studies, list[Finding]]:
         reader.report("no-studies", table.name, "expected at least one study, found no rows")
     column = local_name(site, task.task.study)
     reader.findings.extend(_doubled_studies(studies, f"{table.name}, column {column!r}"))
+    if task.detects:
+        where = {n: table.where(local_name(site, n)) for n in task.labels.names if reader.has(n)}
+        studies, wrong = add_boxes(site, studies, where)
+        reader.findings.extend(wrong)
     return studies.take(np.argsort(study_ids, kind="stable")), reader.findings
 
 
@@ -169,6 +182,15 @@ class _Reader:
         )
         self.findings.extend(findings)
         return values
+
+    def has(self, name: str) -> bool:
+        """Whether the table has the column, or the site says that it should."""
+        return local_name(self.site, name) in self.table.columns or bool(self.options(name).source)
+
+    def label_cells(self, name: str) -> NDArray[np.float64]:
+        if self.site.task.detects and not self.has(name):  # the boxes tell
+            return np.full(len(self.table), np.nan)
+        return self.cells_of(name, self.site.task.label_cells)
 
     def images(self) -> tuple[Path | None, ...]:
         assert self.site.task.image is not None

@@ -11,7 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from medfusion.options import FileSchema, Options, read_toml
 
-Kind = Literal["multilabel", "multiclass", "regression"]
+Kind = Literal["multilabel", "multiclass", "regression", "detection"]
 
 
 class TaskInfo(Options):
@@ -75,10 +75,25 @@ class ImageSpec(Options):
             raise ValueError("window: expected the lower end first")
         return self
 
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Height and width, for what has no use for volumes."""
+        assert len(self.size) == 2, "no volumes here"
+        return self.size
+
     @model_serializer(mode="wrap")
     def _unset_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = write(self)
         return {key: value for key, value in data.items() if value is not None}
+
+
+class BoxSpec(Options):
+    """Section ``[boxes]``, of a task of detection: a study has at most ``most`` boxes.
+
+    Every study is padded to that many, so the number is public and no patient's.
+    """
+
+    most: int = Field(default=16, ge=1, le=256)
 
 
 class TextSpec(Options):
@@ -138,6 +153,8 @@ class Labels(Options):
     regression     ``names`` is one column; its cells hold numbers from ``low`` to ``high``, in
                    ``unit``, or blank. The range is public: it scales the target, and bounds
                    what one patient adds to a released figure
+    detection      ``names`` are what boxes are drawn around; columns of these names may say 1, 0
+                   or blank (nobody looked) of a study, else its boxes do
     =============  =========================================================================
 
     ``prevalence`` is the share of patients with each label as the literature has it, never as
@@ -186,7 +203,8 @@ class Labels(Options):
     def check(self, kind: Kind) -> None:
         """Raise `ValueError` unless the keys are those of a kind of task."""
         needed = {"multiclass": {"column"}, "regression": {"low", "high"}}.get(kind, set())
-        allowed = needed | {"unit" if kind == "regression" else "prevalence"}
+        free = {"regression": {"unit"}, "detection": set()}.get(kind, {"prevalence"})
+        allowed = needed | free
         given = {
             key
             for key in ("column", "low", "high", "unit", "prevalence")
@@ -231,6 +249,7 @@ class Task(Options):
     split: SplitRule = SplitRule()
     image: ImageSpec | None = None
     text: TextSpec | None = None
+    boxes: BoxSpec | None = None
     features: dict[str, Feature] = Field(default_factory=dict)
     labels: Labels
 
@@ -250,6 +269,33 @@ class Task(Options):
         if not self.features and self.image is None and self.text is None:
             raise ValueError("expected at least one of [features.*], [image], [text]")
         return self
+
+    @model_validator(mode="after")
+    def _boxes_are_drawn_on_images(self) -> Self:
+        if self.detects and (self.image is None or self.image.dims == 3):
+            raise ValueError(
+                "kind = 'detection' looks for boxes in images: expected [image] with dims = 2"
+            )
+        if self.boxes is not None and not self.detects:
+            raise ValueError("[boxes] is for a task of kind 'detection'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _no_boxes_are_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        if self.boxes is None:  # as if there were no such key, also in the task's digest
+            data.pop("boxes", None)
+        return data
+
+    @property
+    def detects(self) -> bool:
+        """Whether the labels belong to boxes."""
+        return self.task.kind == "detection"
+
+    @property
+    def most_boxes(self) -> int:
+        """M, to which the boxes of a study are padded; 0 where the task has none."""
+        return (self.boxes or BoxSpec()).most if self.detects else 0
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medfusion.data.boxes import Boxes
 from medfusion.data.encode import encode_tabular
 from medfusion.data.images import ImageCache
+from medfusion.data.labels import truth_array
 from medfusion.data.note_states import NoteEncoder, NoteStates
 from medfusion.data.studies import Studies
 from medfusion.data.task import Task
@@ -39,6 +41,8 @@ class StudyTensors:
         float32 [N, L], 0 where unknown.
     known
         float32 [N, L], 1 where the label is known.
+    truth
+        float32 [N, L] or [N, L + 5 M], see `truth_array`; 0 where a label is unknown.
     patients
         int64 [N]: a number for each patient, shared by the patient's studies.
     column_features
@@ -50,6 +54,7 @@ class StudyTensors:
         *,
         labels: Tensor,
         known: Tensor,
+        truth: NDArray[np.float32],
         patients: Tensor,
         column_features: Tensor,
         resident: Inputs,
@@ -59,6 +64,7 @@ class StudyTensors:
     ) -> None:
         self.labels = labels
         self.known = known
+        self.truth = truth
         self.patients = patients
         self.column_features = column_features
         self._resident = resident
@@ -103,11 +109,15 @@ class StudyTensors:
             if note_encoder is not None:
                 assert note_cache is not None, "a note encoder needs a cache"
                 notes = NoteStates.cached(tokens, note_encoder, note_cache)
+        if studies.boxes is not None:
+            resident |= _box_targets(studies.boxes, task)
         _, codes = np.unique(studies.patient_ids, return_inverse=True)
         labels = torch.from_numpy(studies.labels.astype(np.float32))
+        filled = torch.nan_to_num(labels, nan=0.0)
         tensors = cls(
-            labels=torch.nan_to_num(labels, nan=0.0),
+            labels=filled,
             known=(~torch.isnan(labels)).float(),
+            truth=truth_array(filled.numpy(), studies.boxes),
             patients=torch.from_numpy(codes.astype(np.int64)),
             column_features=_column_features(task),
             resident=resident,
@@ -143,7 +153,9 @@ class StudyTensors:
         axes of space) in [-1, 1], 0 where missing; ``image_present`` bool [B];
         ``image_features`` float32 [B, F] if they were asked for; ``tabular`` float32
         [B, K, 3 + L]; ``tokens`` int64 [B, T], 0 = padding; with a note encoder,
-        ``text_states`` float32 [B, T, S] (pooled: [B, 1, S]).
+        ``text_states`` float32 [B, T, S] (pooled: [B, 1, S]). In a task of detection also what
+        was drawn, for training: ``boxes`` float32 [B, M, 4], corners in pixels of the image as
+        the model sees it, and ``box_classes`` int64 [B, M].
         """
         inputs = {
             name: whole.index_select(0, index).to(device) for name, whole in self._resident.items()
@@ -171,6 +183,16 @@ class StudyTensors:
         if not whole:
             image.masked_fill_(~image_present.view(-1, *[1] * (image.ndim - 1)), 0.0)
         return {"image": image, "image_present": image_present}
+
+
+def _box_targets(boxes: Boxes, task: Task) -> Inputs:
+    assert task.image is not None
+    height, width = task.image.plane
+    sides = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return {
+        "boxes": torch.from_numpy(boxes.corners) * sides,
+        "box_classes": torch.from_numpy(boxes.classes),
+    }
 
 
 def _column_features(task: Task) -> Tensor:

@@ -128,6 +128,11 @@ class MedFusionNetOptions(Options):
         return self
 
     @property
+    def reads(self) -> tuple[Modality, ...]:
+        """What this network can read."""
+        return MODALITIES
+
+    @property
     def image_norm(self) -> Literal["batch", "group"]:
         """The norm of the convolutions, chosen or by default."""
         if self.norm is not None:
@@ -178,6 +183,11 @@ class LogisticOptions(Options):
         return self
 
     @property
+    def reads(self) -> tuple[Modality, ...]:
+        """What this model can read."""
+        return MODALITIES
+
+    @property
     def auxiliary_heads(self) -> float:
         """Zero: a linear model has no heads beside its own."""
         return 0.0
@@ -190,6 +200,80 @@ class LogisticOptions(Options):
     @property
     def modality_dropout(self) -> float:
         """Zero: a sum of modalities leans on none, and loses by hiding one."""
+        return 0.0
+
+
+class MdfNetOptions(Options):
+    """A two-stage detector that fuses the image with clinical data (`medfusion.models.mdf_net`).
+
+    The four rows of the paper's ablation are ``fusion_3d = "none"`` or ``"sum"`` with
+    ``fusion_1d = false`` or ``true``.
+
+    Attributes
+    ----------
+    modalities
+        image, or image and tabular; both where the task offers them and nothing is given.
+    size
+        ``tiny`` (64 px, CPU) or ``small`` (128 px and more).
+    fpn
+        Regions are proposed on three levels of a feature pyramid; else on the coarsest alone.
+    fusion_3d
+        Fusion before regions are proposed: ``none``, ``sum`` (the paper's), ``concat`` (a 1 x 1
+        convolution of both) or ``gated`` (what a gate lets through is added).
+    spatialisation
+        What the vector of clinical data grows into: a map of ``features``, or an ``image``, of
+        which a second trunk then makes features (the paper's; idle without 3-D fusion).
+    fusion_1d
+        The vector of clinical data stands beside what is under each proposal.
+    proposals
+        How many regions of an image are looked at: always as many, padded where there are fewer.
+    detections
+        Most boxes that are given for an image.
+    """
+
+    name: Literal["mdf_net"] = "mdf_net"
+    modalities: tuple[Literal["image", "tabular"], ...] | None = None
+    size: Literal["tiny", "small"] = "tiny"
+    fpn: bool = False
+    fusion_3d: Literal["none", "sum", "concat", "gated"] = "sum"
+    spatialisation: Literal["features", "image"] = "features"
+    fusion_1d: bool = True
+    proposals: int = Field(default=64, ge=8, le=1000)
+    detections: int = Field(default=10, ge=1, le=100)
+
+    @field_validator("modalities")
+    @classmethod
+    def _an_image_among_them(cls, value: tuple[Modality, ...] | None) -> object:
+        if value is None:
+            return value
+        if "image" not in value:
+            raise ValueError("expected image among them, where boxes are looked for")
+        return _ordered(value)
+
+    @property
+    def reads(self) -> tuple[Modality, ...]:
+        """What this network can read: the columns only where they are fused."""
+        fused = self.fusion_3d != "none" or self.fusion_1d
+        return ("image", "tabular") if fused else ("image",)
+
+    @property
+    def text(self) -> TextOptions:
+        """The usual options of text, which it does not read."""
+        return TextOptions()
+
+    @property
+    def auxiliary_heads(self) -> float:
+        """Zero: there are no heads of single modalities."""
+        return 0.0
+
+    @property
+    def masked_labels(self) -> float:
+        """Zero: labels belong to boxes."""
+        return 0.0
+
+    @property
+    def modality_dropout(self) -> float:
+        """Zero: without its image a study teaches nothing of boxes."""
         return 0.0
 
 
@@ -253,6 +337,11 @@ class HyperFusionOptions(Options):
         return alone.get(self.fusion, ("image", "tabular"))
 
     @property
+    def reads(self) -> tuple[Modality, ...]:
+        """What this network can read."""
+        return self.modalities
+
+    @property
     def auxiliary_heads(self) -> float:
         """Zero: there is one head."""
         return 0.0
@@ -268,4 +357,4 @@ class HyperFusionOptions(Options):
         return 0.0
 
 
-ModelOptions = MedFusionNetOptions | LogisticOptions | HyperFusionOptions
+ModelOptions = MedFusionNetOptions | LogisticOptions | MdfNetOptions | HyperFusionOptions

@@ -13,6 +13,7 @@ from medfusion.errors import ConfigError
 from medfusion.models.options import (
     HyperFusionOptions,
     LogisticOptions,
+    MdfNetOptions,
     MedFusionNetOptions,
     ModelOptions,
 )
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
 class Entry:
     """A registered model: its options, and the module and class that build it."""
 
-    options: type[MedFusionNetOptions] | type[LogisticOptions] | type[HyperFusionOptions]
+    options: type[ModelOptions]
     module: str
     class_name: str
 
 
 MODELS: dict[str, Entry] = {
     "medfusion_net": Entry(MedFusionNetOptions, "medfusion.models.medfusion_net", "MedFusionNet"),
+    "mdf_net": Entry(MdfNetOptions, "medfusion.models.mdf_net", "MdfNet"),
     "logistic": Entry(LogisticOptions, "medfusion.models.logistic", "Logistic"),
     "hyperfusion": Entry(HyperFusionOptions, "medfusion.models.hyperfusion", "HyperFusion"),
 }
@@ -53,9 +55,8 @@ def modalities_of(options: ModelOptions, task: Task) -> tuple[str, ...]:
     ConfigError
         If the options ask for a modality that the task does not offer.
     """
-    asked = options.modalities
-    if asked is None:
-        return task.modalities
+    chosen = task.modalities if options.modalities is None else options.modalities
+    asked = tuple(name for name in chosen if name in options.reads)
     absent = [name for name in asked if name not in task.modalities]
     if absent:
         raise ConfigError(
@@ -86,12 +87,13 @@ def build_model(
     Raises
     ------
     ConfigError
-        If the task lacks a modality that the options ask for, has volumes that the model cannot
-        read or no labels that ``masked_labels`` could tell, or the text encoder or the file in
-        ``init`` cannot be used.
+        If the model is not for this kind of task, the task lacks a modality that the options
+        ask for, has volumes that the model cannot read or no labels that ``masked_labels`` could
+        tell, or the text encoder or the file in ``init`` cannot be used.
     """
     from medfusion.models.seeding import seeded
 
+    _check_kind(options, task)
     modalities = modalities_of(options, task)
     if options.masked_labels and task.task.kind != "multilabel":
         raise ConfigError(
@@ -118,6 +120,16 @@ def build_model(
 
         initialise(model, options, task, frozen_only=weights_follow)
     return model
+
+
+def _check_kind(options: ModelOptions, task: Task) -> None:
+    """Refuse a detector for a task of another kind, and the other way round."""
+    if isinstance(options, MdfNetOptions) != task.detects:
+        expected = "mdf_net" if task.detects else "one that gives labels to whole studies"
+        raise ConfigError(
+            f"model.name = {options.name!r}: expected {expected} for a task of kind "
+            f"{task.task.kind!r}"
+        )
 
 
 def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":

@@ -80,4 +80,31 @@ class HuberLoss(Options):
     delta: float = Field(default=0.25, gt=0, le=2)
 
 
-LossOptions = BceLoss | FocalLoss | AsymmetricLoss | CrossEntropyLoss | MseLoss | HuberLoss
+class DetectionLoss(Options):
+    """The four losses of a two-stage detector [1]_, each times its weight.
+
+    Weights are public constants: those that MDF-Net learns beside its network would tell of the
+    sites' patients.
+
+    Attributes
+    ----------
+    objectness, anchor_boxes
+        Of the first stage: where something is, and how its anchors are moved there.
+    classes, boxes
+        Of the second: what it is, and how proposals are moved there.
+
+    References
+    ----------
+    .. [1] Ren et al., "Faster R-CNN", NeurIPS 2015, arXiv 1506.01497.
+    """
+
+    name: Literal["detection"] = "detection"
+    objectness: float = Field(default=1.0, ge=0)
+    anchor_boxes: float = Field(default=1.0, ge=0)
+    classes: float = Field(default=1.0, ge=0)
+    boxes: float = Field(default=1.0, ge=0)
+
+
+LossOptions = (
+    BceLoss | FocalLoss | AsymmetricLoss | CrossEntropyLoss | MseLoss | HuberLoss | DetectionLoss
+)

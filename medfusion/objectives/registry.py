@@ -11,6 +11,7 @@ from medfusion.objectives.options import (
     AsymmetricLoss,
     BceLoss,
     CrossEntropyLoss,
+    DetectionLoss,
     FocalLoss,
     HuberLoss,
     LossOptions,
@@ -25,6 +26,7 @@ LOSSES: dict[Kind, tuple[type[LossOptions], ...]] = {
     "multilabel": (BceLoss, FocalLoss, AsymmetricLoss),
     "multiclass": (CrossEntropyLoss,),
     "regression": (MseLoss, HuberLoss),
+    "detection": (DetectionLoss,),
 }
 
 
@@ -65,6 +67,10 @@ def objective_of(task: Task, loss: LossOptions | None = None) -> "Objective":
         from medfusion.objectives.regression import Regression
 
         return Regression(*task.labels.range, chosen)
+    if isinstance(chosen, DetectionLoss):
+        from medfusion.objectives.detection import Detection
+
+        return Detection(chosen)
     from medfusion.objectives.multilabel import Multilabel
 
     return Multilabel(chosen)

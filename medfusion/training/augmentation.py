@@ -4,6 +4,7 @@
 image        shifted, turned and scaled by one affine map; contrast and brightness vary. A
              volume turns about each of its axes. Never mirrored: on which side a finding
              lies is part of it.
+boxes        go with the image; one that leaves it for the most part is no longer there.
 features     a known one is hidden now and then, exactly as a missing one would look.
 note         a token other than its first is hidden now and then (id 0, which encoders and
              attention mask; states that an encoder computed in advance stay as they were,
@@ -15,7 +16,7 @@ stays there. Under a plan the draws belong to the private stream: a step sees on
 patient's study, so the clipped gradient is still the patient's whole contribution.
 
 Shapes: B batch, C channels, H height, W width, K model-input columns, F features, V values of
-a column (3 + L), T text tokens.
+a column (3 + L), T text tokens, M boxes of a study.
 """
 
 import math
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from medfusion.data.encode import MISSING, SELECTED
+from medfusion.models.contract import BOX_CLASSES, BOXES
 from medfusion.models.fusion import hide_columns
 
 SHIFT = 0.06  # of height and width, either way
@@ -32,6 +34,7 @@ TURN = math.radians(6.0)
 SCALE = 0.06
 CONTRAST = 0.15
 BRIGHTNESS = 0.1  # of pixels in [-1, 1]
+STAYS = 0.25  # of a box's area: with less of it in the image, it is gone
 HIDDEN = 0.08  # of features, and of tokens
 _IMAGE_DRAWS, _VOLUME_DRAWS = 6, 9
 
@@ -64,6 +67,8 @@ def augment(
     if "image" in inputs:
         change = _change_volume if solid else _change_image
         image = change(inputs["image"], 2.0 * of_image - 1.0)
+        if BOXES in inputs:
+            changed |= _move_boxes(inputs, 2.0 * of_image - 1.0)
         absent = ~inputs["image_present"].view(-1, *[1] * (image.ndim - 1))
         changed["image"] = image.masked_fill(absent, 0.0)
         changed.pop("image_features", None)  # of the image as it was
@@ -123,6 +128,37 @@ def _turn(angles: Tensor) -> Tensor:
         about[:, i, i], about[:, i, j], about[:, j, i], about[:, j, j] = cos, -sin, sin, cos
         found = about @ found
     return found
+
+
+def _move_boxes(inputs: dict[str, Tensor], draws: Tensor) -> dict[str, Tensor]:
+    """Return the boxes as `_change_image` moves the image, cut to it.
+
+    A turned box becomes the one around the turned ellipse that it held: the one around its
+    turned corners would be too large for most things (Kalra et al. 2021, arXiv 2109.13488).
+    """
+    height, width = inputs["image"].shape[2:]
+    corners, classes = inputs[BOXES], inputs[BOX_CLASSES]
+    angle, size, down, right = draws[:, :4, None].unbind(dim=1)
+    scale = 1.0 + SCALE * size
+    cos, sin = torch.cos(TURN * angle), torch.sin(TURN * angle)
+    centre, half = (corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] / 2
+    half = half - corners[..., :2] / 2
+    # The image looks up where each of its pixels comes from; boxes go the other way.
+    x = centre[..., 0] - width / 2 - SHIFT * width * right
+    y = centre[..., 1] - height / 2 - SHIFT * height * down
+    x, y = (cos * x + sin * y) / scale + width / 2, (cos * y - sin * x) / scale + height / 2
+    across = torch.hypot(half[..., 0] * cos, half[..., 1] * sin) / scale
+    upright = torch.hypot(half[..., 0] * sin, half[..., 1] * cos) / scale
+    whole = torch.stack([x - across, y - upright, x + across, y + upright], dim=-1)
+    most = torch.tensor([width, height, width, height], device=whole.device)
+    within = torch.minimum(whole.clamp(min=0.0), most)
+    seen = _area(within) >= STAYS * _area(whole)
+    stays = (classes > 0) & seen & (within[..., 2:] > within[..., :2]).all(dim=-1)
+    return {BOXES: within * stays[..., None], BOX_CLASSES: classes * stays}
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def _centres(count: int, like: Tensor) -> Tensor:

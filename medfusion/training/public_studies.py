@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medfusion.data.encode import MISSING, SELECTED
+from medfusion.models.contract import BOXES
 from medfusion.training.local_run import TrainingStudies
 
 
@@ -48,6 +49,9 @@ class PublicStudies:
 def _filled(name: str, like: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     """Return ``rows`` rows of random values of a kind of input, of which ``like`` [0, ...] is."""
     shape = (rows, *like.shape[1:])
+    if name == BOXES:  # small ones, within any image
+        near = 4.0 * torch.rand((*shape[:-1], 2), generator=generator)
+        return torch.cat([near, near + 8.0], dim=-1)
     if like.dtype == torch.bool:
         return torch.ones(shape, dtype=torch.bool)
     if not like.is_floating_point():

@@ -212,7 +212,8 @@ def gradients_one_by_one(model: Model, inputs: dict[str, Tensor]) -> dict[str, T
 
 
 def test_cases_cover_the_registry():
-    assert {options.name for options in CASES.values()} == set(MODELS)
+    others = {"mdf_net"}  # see test_detection_contract.py
+    assert {options.name for options in CASES.values()} | others == set(MODELS)
 
 
 @every_model

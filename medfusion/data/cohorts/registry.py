@@ -8,6 +8,7 @@ from types import MappingProxyType
 from medfusion.data.cohorts import (
     chexpert,
     covid_chestxray,
+    covid_lungs,
     fed_heart,
     mimic_cxr,
     nih_chestxray14,
@@ -68,6 +69,7 @@ IMPORTERS: Mapping[str, Importer] = MappingProxyType(
         "covid-chestxray": Importer(
             read=covid_chestxray.read, natural_sites="regions of the world"
         ),
+        "covid-lungs": Importer(read=covid_lungs.read, natural_sites="regions of the world"),
         "nih-chestxray14": Importer(read=nih_chestxray14.read),
         "mimic-cxr": Importer(read=mimic_cxr.read),
         "chexpert": Importer(read=chexpert.read),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.data.box_files import LABEL, SIDES
 from medfusion.data.site import open_site
 from medfusion.data.split import TRAIN, split_of
 from medfusion.data.studies import read_studies
@@ -62,6 +63,8 @@ class Study:
         File to copy; None where the study has none.
     volume
         Voxels [X, Y, Z] to write as a file, for sets that hold many in one.
+    boxes
+        Of a task of detection: label, x, y, width and height in pixels of the image.
     """
 
     study_id: str
@@ -70,6 +73,7 @@ class Study:
     cells: Mapping[str, str]
     image: Path | None = None
     volume: NDArray[np.uint8] | None = None
+    boxes: Sequence[tuple[str, float, float, float, float]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -167,8 +171,11 @@ def _write_studies(root: Path, site: str, studies: Sequence[Study], task: Task) 
     if task.image:
         files["images"] = "images"
         (folder / "images").mkdir()
+    if task.detects:
+        files["boxes"] = "boxes.csv"
+        _write_boxes(folder / files["boxes"], studies, task)
     with (folder / "studies.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _header(task), lineterminator="\n")
+        writer = csv.DictWriter(file, _header(task, studies), lineterminator="\n")
         writer.writeheader()
         for study in sorted(studies, key=lambda study: study.study_id):
             row = {task.task.study: study.study_id, task.task.patient: study.patient_id}
@@ -185,12 +192,24 @@ def _write_studies(root: Path, site: str, studies: Sequence[Study], task: Task) 
     return write_site(root, site, files=files)
 
 
-def _header(task: Task) -> tuple[str, ...]:
+def _write_boxes(path: Path, studies: Sequence[Study], task: Task) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((task.task.study, LABEL, *SIDES))
+        for study in sorted(studies, key=lambda study: study.study_id):
+            writer.writerows((study.study_id, *box) for box in study.boxes)
+
+
+def _header(task: Task, studies: Sequence[Study]) -> tuple[str, ...]:
+    """Return the columns; of detection, labels have one only where the source says more."""
     image = (task.image.column,) if task.image else ()
     notes = (task.text.column,) if task.text else ()
     split = (task.split.column,) if task.split.column else ()
     keys = (task.task.study, task.task.patient)
-    return (*keys, *split, *image, *task.features, *notes, *task.label_columns)
+    labels = task.label_columns
+    if task.detects:
+        labels = tuple(name for name in labels if any(name in s.cells for s in studies))
+    return (*keys, *split, *image, *task.features, *notes, *labels)
 
 
 def write_task(folder: Path, sections: Mapping[str, Any]) -> Task:

@@ -58,11 +58,14 @@ def _quality(run: Run) -> list[tuple[str, str]]:
         errors = [(name, summary[name.lower()]) for name in ("MAE", "RMSE")]
         shown = [(name, DASH if e is None else f"{number(e)}{unit}") for name, e in errors]
         return [*shown, ("R2", score(summary["r2"]))]
+    boxes = [("AP at IoU .5", "ap50"), ("AP at IoU .5 to .95", "ap"), ("AR", "ar")]
+    boxes += [("AP at IoBB .5", "ap50_iobb"), ("AR at IoBB .5", "ar50_iobb")]
     told = [("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "f1_macro")]
     return [
         ("Macro AUROC", score(summary["auroc_macro"])),
         ("Macro AUPRC", score(summary["auprc_macro"])),
         *((name, score(summary[key])) for name, key in told if key in summary),
+        *((name, score(summary[key])) for name, key in boxes if key in summary),
         ("Brier score", score(summary["brier"])),
         ("Calibration error", score(summary["ece"])),
     ]

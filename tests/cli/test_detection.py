@@ -1,0 +1,106 @@
+"""Detection takes the whole way: check, simulate, report, evaluate, compare; also privately."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import typer
+from boxes_cohort import write_boxes
+from typer.testing import CliRunner
+
+from medfusion.cli.compare import compare
+from medfusion.cli.evaluate import evaluate
+from medfusion.cli.simulate import simulate
+from medfusion.data.check import check_site
+from medfusion.errors import ConfigError
+from medfusion.evaluation.detection_metrics import FIGURES
+
+app = typer.Typer(pretty_exceptions_enable=False)
+for command in (simulate, evaluate, compare):
+    app.command()(command)
+
+torch.set_num_threads(1)
+
+
+def call(*arguments) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def simulated(config, out, *settings: str) -> dict:
+    options = [option for setting in settings for option in ("--set", setting)]
+    call("simulate", config, "--out", out, *options)
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_boxes(tmp_path_factory.mktemp("cohort"))
+
+
+def test_the_sites_have_no_errors(cohort):
+    for site in sorted((cohort.parent / "sites").iterdir()):
+        assert [f for f in check_site(site).findings if f.severity == "error"] == []
+
+
+def test_a_federation_trains_and_reports_boxes(cohort, tmp_path):
+    out = tmp_path / "run"
+    summary = simulated(cohort, out)
+    for name in FIGURES:
+        assert 0 <= summary[name] <= 1
+        assert set(summary["detection"]) == {"above", "below"}
+    assert summary["ar50_iobb"] > 0
+    assert summary["sites"]["north"]["ap50"] is not None
+    assert json.loads((out / "rounds.jsonl").read_text().splitlines()[-1])["metrics"]["ap50"] >= 0
+    assert "AP at IoU .5" in (out / "report.html").read_text()
+    north = cohort.parent / "sites" / "north"
+    found = json.loads(call("evaluate", out / "model", north, "--json"))
+    assert found["ap50"]["mean"] == pytest.approx(summary["sites"]["north"]["ap50"], abs=0.02)
+    assert found["labels"]["above"]["boxes"] == found["labels"]["above"]["positives"]
+    assert "ap50_iobb" in call("evaluate", out / "model", north)
+    again = simulated(cohort, tmp_path / "again")
+    assert {name: again[name] for name in FIGURES} == {name: summary[name] for name in FIGURES}
+
+
+def test_a_private_run_pays_for_its_boxes_and_tells_none(cohort, tmp_path):
+    settings = ("privacy.enabled=true", "privacy.target_epsilon=20", "run.rounds=1")
+    summary = simulated(cohort, tmp_path / "run", *settings, "training.steps=2")
+    assert 1 < summary["sites"]["south"]["epsilon"] <= 20
+    assert [summary[name] for name in FIGURES] == [None] * len(FIGURES)
+    released = json.loads((tmp_path / "run" / "histograms.json").read_text())["sites"]["north"]
+    assert np.shape(released) == (2, 2, 32)
+    # whoever holds the data measures the boxes without a release
+    north = cohort.parent / "sites" / "north"
+    found = json.loads(call("evaluate", tmp_path / "run" / "model", north, "--json"))
+    assert found["ap50"]["mean"] is not None
+
+
+def test_the_four_rows_of_the_ablation_are_settings(cohort, tmp_path):
+    output = call(
+        "compare", cohort, "--out", tmp_path / "out", "--regimes", "federated",
+        "--vary", "model.fusion_3d=none,sum", "--vary", "model.fusion_1d=false,true",
+        "--set", "run.rounds=1", "--set", "training.steps=2",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert len(found["arms"]) == 4
+    for arm in found["arms"]:
+        assert set(arm["ap50_by_label"]) == {"above", "below"}
+        assert arm["ap"]["ci95"] is not None
+    assert "AP@.5" in output
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.name=logistic", "expected mdf_net"),
+        ("training.loss.name=bce", "'detection' has detection"),
+        ("training.small_images=0.5", "boxes in images of one size"),
+    ],
+)
+def test_what_does_not_go_with_boxes_is_refused(cohort, tmp_path, setting, expected):
+    arguments = ["simulate", str(cohort), "--out", str(tmp_path / "run"), "--set", setting]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ConfigError)
+    assert expected in str(result.exception)
