@@ -25,7 +25,7 @@ import resource
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ from medfusion.models.registry import build_model
 from medfusion.objectives.registry import objective_of
 from medfusion.privacy.dp_sgd import engine_for
 
-FUSIONS = ("none", "tabular", "concat", "film", "daft", "interactive", "hyperfusion")
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 NAMES = {"age": "oasis1", "sex": "oasis1-sex", "dementia": "oasis1-dementia"}
 _COST_SIZE, _BATCH, _STEPS = (64, 96, 64), 8, 5
 

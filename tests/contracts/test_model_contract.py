@@ -376,8 +376,8 @@ def test_bfloat16_autocast_gives_nearly_the_same_gradients(options):
     size = getattr(options, "size", None)
     reads_images = "image" in (options.modalities or ("image",))
     limit = 0.3 if reads_images and size in ("tiny", "small") else 0.1
-    if isinstance(options, HyperFusionOptions):
-        limit = 0.15  # .103 as measured: no norm at the encoder's end takes the means out
+    # Maxima over cells and rectified sums are decided otherwise by rounding here and there: .103.
+    limit = 0.2 if options.name == "hyperfusion" else limit
     assert (found[True] - found[False]).norm() < limit * found[False].norm()
 
 

@@ -90,7 +90,7 @@ def test_a_target_keeps_its_unit_and_its_range(tmp_path):
 
 def test_selection_asks_on_which_side_of_the_ranges_middle_a_target_lies():
     task = parse("regression", names=["a"], low=0, high=50)
-    labels = np.array([[10.0], [40.0], [NAN], [25.0]], np.float32)
+    labels = np.array([[10.0], [30.0], [NAN], [25.0]], np.float32)
     np.testing.assert_array_equal(binary_labels(labels, task), [[0], [1], [NAN], [0]])
     other = parse("multilabel", names=["a"])
     assert binary_labels(labels, other) is labels

@@ -61,9 +61,9 @@ def test_resampling_is_linear_where_voxels_shrink_and_a_mean_where_they_grow(axi
     assert np.diff(inner, axis=0) == pytest.approx(0.5, abs=1e-5)
     checks = (-1.0) ** ramp(16, 16, 16, axis=axis)  # the finest texture there is
     size = [16, 16, 16]
-    size[axis] = 4
+    size[axis] = 5
     coarse = np.moveaxis(resample(checks.astype(np.float32), tuple(size)), axis, 0)
-    assert np.abs(coarse[1:-1]).max() < 1e-5
+    assert np.abs(coarse[1:-1]).max() < 0.1  # looking at single voxels: 0.4
     constant = resample(np.full((7, 9, 5), 3.0, np.float32), (4, 12, 6))
     assert constant == pytest.approx(3.0, abs=1e-5)
 

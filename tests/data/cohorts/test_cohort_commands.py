@@ -1,4 +1,5 @@
 import csv
+from functools import partial
 
 import pytest
 import test_chexpert
@@ -6,10 +7,12 @@ import test_mimic_cxr
 from test_covid_chestxray import write_source
 from test_fed_heart import write_heart
 from test_nih_chestxray14 import write_official, write_prepared
+from test_oasis1 import write_oasis
 from test_uci_cervical import write_cervical
 from typer.testing import CliRunner
 
 from medfusion.cli.cohort import app
+from medfusion.data.cohorts.oasis1 import READERS
 from medfusion.data.cohorts.partition import Partition
 from medfusion.data.cohorts.registry import IMPORTERS, importer
 from medfusion.data.site_data import load_site_data
@@ -22,6 +25,7 @@ SOURCES = {
     "chexpert": test_chexpert.write_source,
     "uci-cervical": write_cervical,
     "fed-heart": write_heart,
+    **dict.fromkeys(READERS, partial(write_oasis, count=120)),
 }
 
 
