@@ -11,6 +11,7 @@ from medfusion.data.cohorts import (
     covid_lungs,
     fed_heart,
     mimic_cxr,
+    nih_boxes,
     nih_chestxray14,
     uci_cervical,
 )
@@ -68,6 +69,7 @@ IMPORTERS: Mapping[str, Importer] = MappingProxyType(
         ),
         "covid-lungs": Importer(read=covid_lungs.read, natural_sites="regions of the world"),
         "nih-chestxray14": Importer(read=nih_chestxray14.read),
+        "nih-boxes": Importer(read=nih_boxes.read),
         "mimic-cxr": Importer(read=mimic_cxr.read),
         "chexpert": Importer(read=chexpert.read),
         "uci-cervical": Importer(read=uci_cervical.read),
