@@ -1,8 +1,8 @@
 """Importer of the boxes of NIH ChestX-ray14: where eight of its findings are, for detection.
 
 The official folder of `medfusion.data.cohorts.nih_chestxray14` with ``BBox_List_2017.csv``: some
-980 boxes on 880 radiographs, in pixels of the images of 1024 pixels. A radiograph is read if nobody need guess: where each of its findings (of the
-eight) has a box, or it has none of them.
+980 boxes on 880 radiographs, in pixels of the images of 1024 pixels. A radiograph is read if
+nobody need guess: where each of its findings (of the eight) has a box, or it has none of them.
 """
 
 from collections import defaultdict
