@@ -88,9 +88,8 @@ def place_boxes(
         [names.index(name) + 1 if name in names else 0 for name in drawn.labels], dtype=np.int64
     )
     sizes = _sizes(study, images)  # [R, 2]
-    absent: Mask = np.array([images[s] is None for s in study], dtype=bool)
-    without_image: Mask = (study >= 0) & absent
-    numbers: Mask = np.all(np.isfinite(drawn.xywh), axis=1)
+    without_image = np.array([s >= 0 and images[s] is None for s in study], dtype=bool)
+    numbers: Mask = np.isfinite(drawn.xywh).all(axis=1)
     positive: Mask = numbers & (drawn.xywh[:, 2:] > 0).all(axis=1)
     measured: Mask = positive & np.isfinite(sizes).all(axis=1)
     outside: Mask = measured & _leaves(drawn.xywh, sizes)
@@ -160,9 +159,8 @@ def _sizes(study: NDArray[np.int64], images: Sequence[Path | None]) -> NDArray[n
 
 
 def _leaves(xywh: NDArray[np.float64], sizes: NDArray[np.float64]) -> Mask:
-    far = xywh[:, :2] + xywh[:, 2:] > sizes + _SLACK
-    near = xywh[:, :2] < -_SLACK
-    leaves: Mask = np.any(far | near, axis=1)
+    beyond = np.concatenate([xywh[:, :2] + xywh[:, 2:] - sizes, -xywh[:, :2]], axis=1)
+    leaves: Mask = (beyond > _SLACK).any(axis=1)
     return leaves
 
 

@@ -4,9 +4,17 @@ import pytest
 
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError
+from medfusion.objectives.detection import Detection
 from medfusion.objectives.multiclass import Multiclass
 from medfusion.objectives.multilabel import Multilabel
-from medfusion.objectives.options import BceLoss, CrossEntropyLoss, FocalLoss, HuberLoss, MseLoss
+from medfusion.objectives.options import (
+    BceLoss,
+    CrossEntropyLoss,
+    DetectionLoss,
+    FocalLoss,
+    HuberLoss,
+    MseLoss,
+)
 from medfusion.objectives.registry import LOSSES, loss_of, objective_of
 from medfusion.objectives.regression import Regression
 
@@ -14,6 +22,7 @@ LABELS = {
     "multilabel": {"names": ["ill", "dead"]},
     "multiclass": {"column": "state", "names": ["well", "ill", "dead"]},
     "regression": {"names": ["age"], "low": 18, "high": 98, "unit": "year"},
+    "detection": {"names": ["nodule"]},
 }
 
 
@@ -21,6 +30,7 @@ def task(kind: str) -> Task:
     return Task.parse(
         {
             "task": {"name": "t", "kind": kind},
+            "image": {"size": [32, 32]},
             "features": {"bmi": {"kind": "numeric", "low": 10, "high": 60}},
             "labels": LABELS[kind],
         },
@@ -33,9 +43,10 @@ def test_a_kind_has_a_plain_loss_and_its_objective():
         BceLoss(),
         CrossEntropyLoss(),
         MseLoss(),
+        DetectionLoss(),
     ]
     kinds = [type(objective_of(task(kind))) for kind in LOSSES]
-    assert kinds == [Multilabel, Multiclass, Regression]
+    assert kinds == [Multilabel, Multiclass, Regression, Detection]
 
 
 @pytest.mark.parametrize(

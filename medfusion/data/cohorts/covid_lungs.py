@@ -17,13 +17,13 @@ from medfusion.data.cohorts.covid_chestxray import FEATURES
 from medfusion.data.cohorts.source_table import (
     find_images,
     mark,
+    pixel_cells,
     read_source,
     refuse,
     refuse_repeated,
     task_sections,
 )
 from medfusion.data.cohorts.writing import Cohort
-from medfusion.data.columns import number_of
 from medfusion.data.findings import plural
 
 NAME = "covid-lungs"
@@ -81,12 +81,7 @@ def _read_boxes(src: Path) -> _Boxes:
     unknown = mark(labels, lambda cell: cell not in LABELS)
     refuse(table, _LABEL, unknown, f"expected {' or '.join(LABELS)}, found something else")
     refuse_repeated(table, (_IMAGE, _LABEL), "expected each lung of an image once, found it again")
-    sides = []
-    for name in _SIDES:
-        numbers = [number_of(cell, ".") for cell in table.columns[name]]
-        bad = mark(table.columns[name], lambda cell: number_of(cell, ".") is None)
-        refuse(table, name, bad, "expected a number of pixels, found text or blank")
-        sides.append([number for number in numbers if number is not None])
+    sides = [pixel_cells(table, name) for name in _SIDES]
     boxes = defaultdict(list)
     for image, label, x, y, width, height in zip(
         find_images(table, _IMAGE, src), labels, *sides, strict=True

@@ -129,6 +129,18 @@ def refuse(table: Table, column: str, bad: NDArray[np.bool_], message: str) -> N
         raise DataError(f"{table.where(column)}: {count}: {message}; correct the table")
 
 
+def pixel_cells(table: Table, column: str) -> list[float]:
+    """Return the numbers of pixels in a column; raises `DataError` on text and blanks."""
+    cells = table.columns[column]
+    refuse(
+        table,
+        column,
+        mark(cells, lambda cell: number_of(cell, ".") is None),
+        "expected a number of pixels, found text or blank",
+    )
+    return [float(cell) for cell in cells]
+
+
 def refuse_blank(table: Table, columns: Iterable[str]) -> None:
     """Refuse blank cells in columns that every row needs."""
     for name in columns:

@@ -56,8 +56,8 @@ def _shares(near_BR: Tensor, far_BR: Tensor, bins: int, pixels: int) -> Tensor:
     places = torch.arange(pixels, device=near_BR.device, dtype=near_BR.dtype)
     distance = (at_BRS.clamp(0.0, pixels - 1.0)[..., None] - places).abs()
     shares = (1.0 - distance).clamp(min=0.0) * inside_BRS[..., None]
-    by_bin = shares.reshape(*shares.shape[:2], bins, _SAMPLES, pixels)
-    return by_bin.mean(dim=3)
+    of_samples = shares.reshape(*near_BR.shape, bins, _SAMPLES, pixels)
+    return of_samples.mean(dim=3)
 
 
 def roi_align_levels(
