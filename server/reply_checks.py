@@ -15,6 +15,7 @@ from medfusion.transport.arrays import check_matches, from_record
 from medfusion.transport.requests import (
     ARRAYS,
     LOSS_KEY,
+    MASKED,
     METRICS,
     WEIGHT_KEY,
     read_histograms,
@@ -41,6 +42,17 @@ def check_trained(
             "the model diverged at this site (NaN or infinity); try a lower training.learning_rate"
         )
     check_matches(state, expected)
+
+
+def check_masked(reply: Message, size: int, *, patients: int) -> None:
+    """Refuse a masked update of another length, or another weight; no number in it is wrong."""
+    _check_metrics(reply, patients, {WEIGHT_KEY})
+    records = reply.content.array_records
+    if set(records) != {ARRAYS} or set(records[ARRAYS]) != {MASKED}:
+        raise FederationError("expected one masked update")
+    masked = records[ARRAYS][MASKED].numpy()
+    if masked.dtype != np.uint32 or masked.shape != (size,):
+        raise FederationError(f"expected {size} masked numbers, found {masked.shape}")
 
 
 def check_mask(reply: Message, columns: int) -> None:

@@ -49,6 +49,7 @@ from server.reply_checks import check_histograms, check_mask, check_trained
 from server.results import write_rounds
 from server.roster_grid import RosterGrid
 from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
+from server.secure_round import SecureRound
 
 
 class RoundLoop:
@@ -165,8 +166,8 @@ class RoundLoop:
         self._show.phase(f"round {number}: training")
         cost = Cost()
         start = time.monotonic()
-        replies = self._train(number, arrays, state.selection, cost)
-        arrays, norm = self._aggregate(number, arrays, replies)
+        replies, good = self._train(number, arrays, state.selection, cost)
+        arrays, norm = self._aggregate(number, arrays, good)
         average = running_average(average, arrays, ema=self._config.server.ema, number=number)
         line: dict[str, Any] = {
             "schema": 1,
@@ -184,7 +185,8 @@ class RoundLoop:
 
     def _train(
         self, number: int, arrays: ArrayRecord, selection: Selection | None, cost: Cost
-    ) -> Replies:
+    ) -> tuple[Replies, list[Message]]:
+        """Return what the sites answered, and what of it the strategy gets to see."""
         # Strategies draw sites from Python's global generator: pin it, also across a resume.
         random.seed(f"{self._config.run.seed}/{number}")
         messages = self._strategy.configure_train(
@@ -202,17 +204,29 @@ class RoundLoop:
             if self._columns:
                 check_mask(reply, len(self._task.columns))
 
-        return self._exchange(list(messages), cost, number=number, check=check)
+        if self._settings.secure_aggregation is not None:
+            secure = SecureRound(
+                self._settings.secure_aggregation,
+                self._settings.run_id,
+                number,
+                self._roster.names,
+                {name: site.patients_public for name, site in self._roster.sites.items()},
+                lambda asked, checked: self._exchange(asked, cost, number=number, check=checked),
+            )
+            replies, mean = secure.train(list(messages), arrays)
+            return replies, [mean]
+        replies = self._exchange(list(messages), cost, number=number, check=check)
+        if self._columns:
+            fill_unselected(replies.good, arrays, self._columns)
+        if self._client_dp is not None:
+            return replies, [self._client_dp.combine(number, arrays, replies.good)]
+        return replies, list(replies.good.values())
 
     def _aggregate(
-        self, number: int, incoming: ArrayRecord, replies: Replies
+        self, number: int, incoming: ArrayRecord, good: list[Message]
     ) -> tuple[ArrayRecord, float]:
         """Return the new model and the L2 norm of the step that led to it."""
-        if self._columns:
-            fill_unselected(replies.good, incoming, self._columns)
-        before, good = from_record(incoming), list(replies.good.values())
-        if self._client_dp is not None:
-            good = [self._client_dp.combine(number, incoming, replies.good)]
+        before = from_record(incoming)
         try:
             found, _ = self._strategy.aggregate_train(number, good)
         except AppExitException as error:

@@ -90,6 +90,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "privacy": config.privacy,
         "report_loss": config.strategy.name == "qfedavg",
         "site_rule": config.strategy.site_rule,
+        "secure_aggregation": config.server.secure_aggregation,
     }
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.

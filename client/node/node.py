@@ -9,6 +9,7 @@ from flwr.app import RecordDict
 
 from client.node.admission import Admission
 from client.node.policy import check_declared, check_exact, check_settings
+from client.node.secure_rounds import SecureRounds
 from client.node.state import NodeState
 from client.node.strategy_memory import StrategyMemory
 from client.node.trainer import Trainer
@@ -42,7 +43,7 @@ _PAID = ("select", "train", "evaluate")
 
 
 class Node:
-    """Serves `describe`, `select`, `train`, `evaluate` and `deliver` for one site.
+    """Serves `describe`, `select`, `train`, `evaluate`, `deliver` and `secagg` for one site.
 
     The model, tensors and cache of the latest run stay warm between requests.
 
@@ -84,6 +85,7 @@ class Node:
         self._state = state
         self._secret = secret
         self._ledger = ledger
+        self._secure = SecureRounds(data.name, secret, state.folder)
         self._trainer: Trainer | None = None
         self._serve: dict[str, Callable[[Received], RecordDict]] = {
             "describe": self._describe,
@@ -91,6 +93,7 @@ class Node:
             "train": self._train,
             "evaluate": self._evaluate,
             "deliver": self._deliver,
+            "secagg": self._secagg,
         }
 
     def handle(self, kind: str, content: RecordDict) -> RecordDict:
@@ -167,7 +170,13 @@ class Node:
     def _train(self, request: Received) -> RecordDict:
         trainer = self._run(request)
         self._check_counted(trainer.settings, TRAIN)
-        return trainer.train(request)
+        reply = trainer.train(request)
+        if trainer.settings.secure_aggregation is None:
+            return reply
+        return self._secure.masked(reply, request, trainer.settings)
+
+    def _secagg(self, request: Received) -> RecordDict:
+        return self._secure.answer(request, self._run(request).settings)
 
     def _evaluate(self, request: Received) -> RecordDict:
         trainer = self._run(request)
