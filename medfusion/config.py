@@ -16,6 +16,7 @@ from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.toml_text import to_toml
 from medfusion.training.options import TrainingOptions
 from medfusion.training.recipes import with_recipe
+from medfusion.transport.compression_options import CompressionOptions
 from medfusion.transport.pipeline import illegal_pair
 from medfusion.transport.secagg_options import SecureAggregationOptions
 
@@ -108,6 +109,7 @@ class RunConfig(Options):
     evaluation: EvaluationOptions = EvaluationOptions()
     strategy: StrategyOptions = StrategyOptions()
     server: ServerOptions = ServerOptions()
+    compression: CompressionOptions = CompressionOptions()
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +129,7 @@ class RunConfig(Options):
             selection=self.selection.method,
             masked=self.server.secure_aggregation is not None,
             client_dp=self.server.client_dp is not None,
+            compressed=not self.compression.off,
         )
         if wrong is not None:
             raise ValueError(wrong)

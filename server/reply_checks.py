@@ -7,11 +7,12 @@ that failed, so that one site's broken reply costs no more than one that never c
 import math
 
 import numpy as np
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from medfusion.errors import FederationError
 from medfusion.transport.arrays import check_matches, from_record
+from medfusion.transport.compress import Codec
 from medfusion.transport.requests import (
     ARRAYS,
     LOSS_KEY,
@@ -21,6 +22,7 @@ from medfusion.transport.requests import (
     read_histograms,
     read_reply,
 )
+from medfusion.transport.updates import moved_by
 
 _MOST = 2.0**53  # beyond, a float no longer counts
 
@@ -42,6 +44,17 @@ def check_trained(
             "the model diverged at this site (NaN or infinity); try a lower training.learning_rate"
         )
     check_matches(state, expected)
+
+
+def unpack_update(reply: Message, incoming: ArrayRecord, codec: Codec) -> None:
+    """Put the model that a compressed update leads to in its place; raises if there is none."""
+    if codec.level == "none":
+        return
+    records = reply.content.array_records
+    if set(records) != {ARRAYS}:
+        raise FederationError(f"expected one record of arrays, found {len(records)}")
+    packed = {name: array.numpy() for name, array in records[ARRAYS].items()}
+    reply.content[ARRAYS] = moved_by(incoming, codec.unpack(packed))
 
 
 def check_masked(reply: Message, size: int, *, patients: int) -> None:

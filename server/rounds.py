@@ -28,8 +28,10 @@ from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.label_rows import label_rows
 from medfusion.models.registry import build_model, modalities_of
 from medfusion.privacy.ledger_receipt import Receipt
+from medfusion.strategies.counted import telling_what_counted
 from medfusion.strategies.patient_weighted import PatientWeighted, RunFacts
 from medfusion.transport.arrays import from_record, to_record
+from medfusion.transport.compress import Codec
 from medfusion.transport.requests import (
     Request,
     read_histograms,
@@ -37,6 +39,7 @@ from medfusion.transport.requests import (
     request_config,
     request_content,
 )
+from medfusion.transport.updates import size_of
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
@@ -45,7 +48,7 @@ from server.federated_metrics import federated_metrics
 from server.latecomers import Latecomers, facts_of, recall_sites
 from server.local_selection import fill_unselected
 from server.progress import RunProgress
-from server.reply_checks import check_histograms, check_mask, check_trained
+from server.reply_checks import check_histograms, check_mask, check_trained, unpack_update
 from server.results import write_rounds
 from server.roster_grid import RosterGrid
 from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
@@ -68,6 +71,7 @@ class RoundLoop:
         self._settings = run_settings(context.config, context.task)
         model = build_model(context.config.model, context.task, seed=context.config.run.seed)
         self._start = to_record(trainable_state(model))
+        self._codec = Codec.of(context.config.compression, size_of(self._start))
         self._frozen = frozen_sha256(model)
         self._origin = model.origin
         self._initial_weights = model.initial_weights
@@ -166,7 +170,7 @@ class RoundLoop:
         self._show.phase(f"round {number}: training")
         cost = Cost()
         start = time.monotonic()
-        replies, good = self._train(number, arrays, state.selection, cost)
+        replies, good = self._train(number, arrays, state, cost)
         arrays, norm = self._aggregate(number, arrays, good)
         average = running_average(average, arrays, ema=self._config.server.ema, number=number)
         line: dict[str, Any] = {
@@ -184,17 +188,20 @@ class RoundLoop:
         return arrays, average, line | asdict(cost)
 
     def _train(
-        self, number: int, arrays: ArrayRecord, selection: Selection | None, cost: Cost
+        self, number: int, arrays: ArrayRecord, state: Progress, cost: Cost
     ) -> tuple[Replies, list[Message]]:
         """Return what the sites answered, and what of it the strategy gets to see."""
         # Strategies draw sites from Python's global generator: pin it, also across a resume.
         random.seed(f"{self._config.run.seed}/{number}")
         messages = self._strategy.configure_train(
-            number, arrays, request_config(self._request(selection)), self._connected()
+            number, arrays, request_config(self._request(state.selection)), self._connected()
         )
+        if self._codec.level != "none":  # what a site's last update lost goes with the next
+            messages = telling_what_counted(messages, state.counted, self._roster.names)
         expected = from_record(arrays)
 
         def check(name: str, reply: Message) -> None:
+            unpack_update(reply, arrays, self._codec)
             check_trained(
                 reply,
                 expected,
@@ -216,6 +223,7 @@ class RoundLoop:
             replies, mean = secure.train(list(messages), arrays)
             return replies, [mean]
         replies = self._exchange(list(messages), cost, number=number, check=check)
+        state.counted |= dict.fromkeys(replies.good, number)
         if self._columns:
             fill_unselected(replies.good, arrays, self._columns)
         if self._client_dp is not None:

@@ -91,6 +91,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "report_loss": config.strategy.name == "qfedavg",
         "site_rule": config.strategy.site_rule,
         "secure_aggregation": config.server.secure_aggregation,
+        "compression": config.compression,
     }
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.
@@ -122,7 +123,8 @@ class Progress:
     """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone.
 
     ``selected`` names the sites whose histograms the selection was made from; ``sites`` are the
-    public facts, but for the task, of all sites that took part so far.
+    public facts, but for the task, of all sites that took part so far; ``counted`` is the last
+    round in which a site's update counted, by name.
     """
 
     selection: Selection | None = None
@@ -131,6 +133,7 @@ class Progress:
     histograms: Histograms = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns into an equal object."""
@@ -141,6 +144,7 @@ class Progress:
             "histograms": {name: array.tolist() for name, array in self.histograms.items()},
             "cost": asdict(self.cost),
             "sites": self.sites,
+            "counted": self.counted,
         }
 
     @classmethod
@@ -154,6 +158,7 @@ class Progress:
             histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
             cost=Cost(**data["cost"]),
             sites=data.get("sites", {}),
+            counted=data.get("counted", {}),
         )
 
 

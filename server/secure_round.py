@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from medfusion.errors import FederationError
@@ -23,6 +23,7 @@ from medfusion.transport.requests import (
 from medfusion.transport.secagg import Revealed, unmasked
 from medfusion.transport.secagg_keys import Offer
 from medfusion.transport.secagg_options import SecureAggregationOptions
+from medfusion.transport.updates import moved_by, size_of
 from server.exchange import Check, Replies
 from server.reply_checks import check_masked
 
@@ -128,7 +129,7 @@ class SecureRound:
             request = asked[name]
             content = RecordDict({**request.content, **secagg_record(told)})
             messages.append(Message(content, request.metadata.dst_node_id, MESSAGE_TYPES["train"]))
-        size = sum(array.numpy().size for array in incoming.values())
+        size = size_of(incoming)
 
         def check(name: str, reply: Message) -> None:
             check_masked(reply, size, patients=self.patients[name])
@@ -150,14 +151,8 @@ class SecureRound:
         parts = FixedPoint(self.options.update_range).decode(total, sites=len(survivors))
         answered = sum(self.patients[name] for name in survivors)
         update = parts * (sum(self.patients.values()) / answered)
-        moved, start = {}, 0
-        for name in sorted(incoming):
-            before = incoming[name].numpy()
-            step = update[start : start + before.size].reshape(before.shape)
-            moved[name] = Array(np.asarray(before + step, np.float32))
-            start += before.size
         content = RecordDict(
-            {ARRAYS: ArrayRecord(moved), METRICS: MetricRecord({WEIGHT_KEY: answered})}
+            {ARRAYS: moved_by(incoming, update), METRICS: MetricRecord({WEIGHT_KEY: answered})}
         )
         return Message(content, 0, "train")
 

@@ -204,9 +204,15 @@ class Node:
         if self._admission is not None:  # each time: a decision may have changed
             self._admission.check_approved(settings)
         if self._trainer is None or is_new:
-            memory = StrategyMemory(self._state.strategy_folder(settings.run_id))
+            kept = self._state.strategy_folder(settings.run_id)
             self._trainer = Trainer(
-                self._data, settings, self._state.cache, self._secret, self._ledger, memory
+                self._data,
+                settings,
+                self._state.cache,
+                self._secret,
+                self._ledger,
+                StrategyMemory(kept / "strategy"),
+                StrategyMemory(kept / "lost"),
             )
         return self._trainer
 
@@ -223,7 +229,7 @@ class Node:
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
         save_model(self._state.model_folder(settings.run_id), state, card)
-        trainer.memory.forget()
+        trainer.forget()
         if self._admission is not None:
             self._admission.delivered(settings, state_sha256(state))
         return reply_with({"delivered": True})

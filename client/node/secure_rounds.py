@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, RecordDict
 
@@ -24,6 +23,7 @@ from medfusion.transport.fixed_point import FixedPoint
 from medfusion.transport.requests import ARRAYS, MASKED, METRICS, Received, RunSettings, reply_with
 from medfusion.transport.secagg import MaskingSite
 from medfusion.transport.secagg_keys import Offer
+from medfusion.transport.updates import update_of
 
 
 class SecureRounds:
@@ -94,12 +94,7 @@ class SecureRounds:
         assert options is not None
         assert request.arrays is not None
         part = self._current(request, settings)
-        update = np.concatenate(
-            [
-                (array.numpy().astype(np.float64) - request.arrays[name].numpy()).ravel()
-                for name, array in sorted(reply.array_records[ARRAYS].items())
-            ]
-        )
+        update = update_of(reply.array_records[ARRAYS], request.arrays)
         metrics = reply.metric_records[METRICS]
         patients, total = int(str(metrics["num-examples"])), int(asked["patients"])
         encoded = FixedPoint(options.update_range).encode(update, weight=patients / max(total, 1))

@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
+from client.node.compressing import compressed
 from client.node.local_steps import LocalSteps
 from client.node.releases import PaidReleases
 from client.node.selecting import Selecting, one_per_patient
@@ -68,9 +69,11 @@ class Trainer:
         secret: bytes,
         ledger: Ledger,
         memory: StrategyMemory,
+        lost: StrategyMemory,
     ) -> None:
         self.settings = settings
-        self.memory = memory
+        self._memory = memory
+        self._lost = lost
         self._data = data
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
@@ -120,13 +123,14 @@ class Trainer:
     def train(self, request: Received) -> RecordDict:
         """Train one round from the model in the request; return the new one."""
         self._check_round(request)
+        settings = self.settings
         state = self._load(request)
         train, _, selection = self._prepare(request)
         steps = LocalSteps.of(
             request,
-            self.settings,
+            settings,
             state,
-            self.memory,
+            self._memory,
             patients_public=self._data.patients_public,
         )
         shifted = state_sha256(steps.shift) if steps.shift is not None else ""
@@ -137,8 +141,21 @@ class Trainer:
             content,
             lambda: self._fit(request, train, selection, steps, content),
         )
-        steps.remember(reply.array_records[ARRAYS])
-        return reply
+        names = (settings.run_id, "compression", request.round)
+        sent, read = compressed(
+            reply,
+            request,
+            settings,
+            self._lost,
+            lambda: stream(settings.seed, self._data.name, *names),
+        )
+        steps.remember(read)
+        return sent
+
+    def forget(self) -> None:
+        """Drop what was remembered between rounds: the run is over."""
+        self._memory.forget()
+        self._lost.forget()
 
     def _fit(
         self,

@@ -4,9 +4,10 @@
     transform                          where       what must follow it
 ==  =================================  ==========  ================================================
 1   a strategy's corrections           site        none: part of training
-2   local selection's fill             server      single updates in clear
-3   masks (``secure_aggregation``)     both        a strategy that needs nothing but the mean
-4   whole sites' DP (``client_dp``)    server      clips single updates; a strategy of the mean
+2   compression, with what it lost     both        single updates in clear
+3   local selection's fill             server      single updates in clear
+4   masks (``secure_aggregation``)     both        a strategy that needs nothing but the mean
+5   whole sites' DP (``client_dp``)    server      clips single updates; a strategy of the mean
 ==  =================================  ==========  ================================================
 
 Masks hide single updates, so nothing that looks at one can come after them.
@@ -16,7 +17,9 @@ Masks hide single updates, so nothing that looks at one can come after them.
 OF_THE_MEAN = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 
 
-def illegal_pair(*, strategy: str, selection: str, masked: bool, client_dp: bool) -> str | None:
+def illegal_pair(
+    *, strategy: str, selection: str, masked: bool, client_dp: bool, compressed: bool
+) -> str | None:
     """Return what is wrong with a combination of transforms, in words; None if it is legal."""
     if (masked or client_dp) and strategy not in OF_THE_MEAN:
         which = "server.secure_aggregation" if masked else "server.client_dp"
@@ -33,6 +36,11 @@ def illegal_pair(*, strategy: str, selection: str, masked: bool, client_dp: bool
         return (
             "server.client_dp clips single sites' updates, which server.secure_aggregation hides: "
             "expected one of the two"
+        )
+    if masked and compressed:
+        return (
+            "compression gives each site's update a scale and places of its own, which masks of "
+            "server.secure_aggregation hide: expected compression.level = 'none'"
         )
     if masked and selection == "local":
         return (

@@ -42,6 +42,7 @@ from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.privacy.options import PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.training.options import TrainingOptions
+from medfusion.transport.compression_options import CompressionOptions
 from medfusion.transport.secagg_options import SecureAggregationOptions
 
 RequestKind = Literal["describe", "select", "train", "evaluate", "deliver", "secagg"]
@@ -84,6 +85,7 @@ class RunSettings(Options):
     report_loss: bool = False
     site_rule: SiteRuleName = "none"
     secure_aggregation: SecureAggregationOptions | None = None
+    compression: CompressionOptions = CompressionOptions()
 
 
 class Request(Options):

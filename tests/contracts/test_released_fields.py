@@ -66,6 +66,8 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
     "select": HISTOGRAMS | WEIGHT | RECEIPT,
     "train": {
         "arrays.arrays.PARAMETER": ("float32", "the model: clipped, noised and charged"),
+        "arrays.arrays.values": ("uint8", "compression only: the same, rounded"),
+        "arrays.arrays.scales": ("float32", "compression only: the same, rounded"),
         "config.reply.json.selected[]": ("int", "local selection only: from noised histograms"),
         "metrics.metrics.train_loss": ("float", "qfedavg only, which privacy refuses"),
         **WEIGHT,
@@ -227,10 +229,12 @@ def test_nothing_but_the_listed_fields_leaves(
     seen: dict[str, dict[str, str]] = {kind: {} for kind in replies}
     local = NodeAsker(cohort, tmp_path / "local", *PRIVATE, "selection.method=local")
     plain = NodeAsker(cohort, tmp_path / "plain", *PLAIN, *LOSS)
+    packed = NodeAsker(cohort, tmp_path / "packed", *PRIVATE, "compression.level=int4")
     for asker, answers in (
         (private, replies),
         (local, ask_everything(local)),
         (plain, ask_everything(plain)),
+        (packed, {"train": packed.ask("train")}),
     ):
         for kind, reply in answers.items():
             if kind == "select" and asker is local:  # the histograms stay at the site
