@@ -22,7 +22,8 @@ from server.silence import GONE, Silence
 
 log = logging.getLogger("medfusion.server")
 
-# Between two looks for replies: a fiftieth of the time waited so far, within these seconds.
+# Between two looks for replies: a tenth of the time waited so far, within these seconds. Each look
+# is work for the server, which the replies have to wait for.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 1.0
 
 _ASK_AGAIN_SECONDS = 5.0  # until a site is asked again whose people have not approved the run
@@ -163,7 +164,7 @@ def exchange(
             log.warning("site %s had lost its message; it is asked again", _name(again, names))
         silence.ask(pending)
         now = time.monotonic()
-        pause = min(max((now - start) / 50, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+        pause = min(max((now - start) / 10, _SHORTEST_PAUSE), _LONGEST_PAUSE)
         if not (arrived or late) and now - looked < pause:  # a grid may have waited for us
             time.sleep(pause - (now - looked))
     for name in (_name(request, names) for request in pending.values()):

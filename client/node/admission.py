@@ -5,6 +5,7 @@ All of it, and all that is answered, is told to the site's audit log.
 
 import hashlib
 import logging
+import time
 
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_to_proto
@@ -23,6 +24,7 @@ from medfusion.transport.requests import Received, RunSettings
 log = logging.getLogger("medfusion.node")
 
 _LONGEST = 500  # characters of a refusal that are logged: it may repeat what came from outside
+_HOURLY = 600  # lines for what no run was approved for; the log must not fill the disk
 
 
 class Admission:
@@ -49,6 +51,7 @@ class Admission:
         self._log = AuditLog(state.folder)
         self._log.require_sound()
         self._approvals = Approvals(state, self._log)
+        self._unasked = _HourlyLimit(_HOURLY)
         key = authority.fingerprint if authority else None
         self._log.append("started", None, {"version": own_version(), "authority": key})
 
@@ -95,6 +98,8 @@ class Admission:
         Size and digest are those that the ledger keeps, without the receipt beside the reply.
         """
         data: bytes = recorddict_to_proto(reply).SerializeToString()
+        if request.request.settings is None and not self._unasked.takes_one():
+            raise FederationError(f"{kind}: asked more than {_HOURLY} times in an hour; wait")
         details = {
             "kind": kind,
             "round": request.round,
@@ -107,16 +112,47 @@ class Admission:
     def refused(self, kind: str, request: Received | None, told: MedFusionError) -> None:
         """Tell the log what was refused, in the words that the coordinator is told.
 
-        A run that waits was told when it was seen: it is asked for every few seconds.
+        A run that waits was told when it was seen: it is asked for every few seconds. Of more
+        refusals than an hour may have, the log tells with the next one how many it left out.
         """
-        if isinstance(told, WaitingError):
+        if isinstance(told, WaitingError) or not self._unasked.takes_one():
             return
         number = request.round if request else None
-        details = {"kind": kind[:_LONGEST], "round": number, "reason": str(told)[:_LONGEST]}
+        details = {
+            "kind": kind[:_LONGEST],
+            "round": number,
+            "reason": str(told)[:_LONGEST],
+            "left_out": self._unasked.left_out(),
+        }
         try:
             self._log.append("refused", _run(request), details)
         except AuditLogError as error:  # nothing leaves with a refusal
             log.error("%s", error)
+
+
+class _HourlyLimit:
+    """Takes so many in an hour, and counts the others."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._begun = time.monotonic()
+        self._taken = 0
+        self._others = 0
+
+    def takes_one(self) -> bool:
+        """Whether one more is taken."""
+        if time.monotonic() - self._begun >= 3600:
+            self._begun, self._taken = time.monotonic(), 0
+        if self._taken >= self._most:
+            self._others += 1
+            return False
+        self._taken += 1
+        return True
+
+    def left_out(self) -> int:
+        """Return how many were not taken since this was last asked."""
+        others, self._others = self._others, 0
+        return others
 
 
 def _run(request: Received | None) -> str | None:

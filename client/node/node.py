@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from client.node.admission import Admission
+from client.node.exact_releases import ExactReleases
 from client.node.policy import check_declared, check_exact, check_settings
 from client.node.secure_rounds import SecureRounds
 from client.node.state import NodeState
@@ -205,6 +206,7 @@ class Node:
             self._admission.check_approved(settings)
         if self._trainer is None or is_new:
             kept = self._state.strategy_folder(settings.run_id)
+            file = self._state.releases_file(settings.run_id)
             self._trainer = Trainer(
                 self._data,
                 settings,
@@ -213,6 +215,7 @@ class Node:
                 self._ledger,
                 StrategyMemory(kept / "strategy"),
                 StrategyMemory(kept / "lost"),
+                exact=None if self._simulated else ExactReleases(file, settings),
             )
         return self._trainer
 

@@ -60,6 +60,10 @@ class NodeState:
         """File of what is known and decided of ``run_id``; raises as `model_folder`."""
         return self.runs / f"{_checked(run_id)}.json"
 
+    def releases_file(self, run_id: str) -> Path:
+        """File of what a run without privacy has released; raises as `model_folder`."""
+        return self._folder / "releases" / f"{_checked(run_id)}.json"
+
     def pin(self, authority: Authority) -> None:
         """Bind the site to its coordinator for good, or make sure that it is the same one.
 

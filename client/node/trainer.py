@@ -10,6 +10,7 @@ from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from client.node.compressing import compressed
+from client.node.exact_releases import ExactReleases
 from client.node.local_steps import LocalSteps
 from client.node.releases import PaidReleases
 from client.node.selecting import Selecting, one_per_patient
@@ -59,7 +60,13 @@ from medfusion.transport.requests import (
 
 
 class Trainer:
-    """Keeps model and tensors of one run warm; every random draw comes from a named stream."""
+    """Keeps model and tensors of one run warm; every random draw comes from a named stream.
+
+    Parameters
+    ----------
+    exact
+        What counts the releases of a run without privacy; None: nothing does.
+    """
 
     def __init__(
         self,
@@ -70,6 +77,8 @@ class Trainer:
         ledger: Ledger,
         memory: StrategyMemory,
         lost: StrategyMemory,
+        *,
+        exact: ExactReleases | None,
     ) -> None:
         self.settings = settings
         self._memory = memory
@@ -108,8 +117,8 @@ class Trainer:
         if self._plan is None and not len(self._train_studies):
             raise DataError(f"site {data.name!r}: no training patients after the split")
         # Last, so that a run which cannot start reserves nothing.
-        self._paid = (
-            PaidReleases(ledger, settings, self._plan, data.config.policy) if self._plan else None
+        self._counted = (
+            PaidReleases(ledger, settings, self._plan, data.config.policy) if self._plan else exact
         )
 
     def select(self) -> RecordDict:
@@ -244,10 +253,10 @@ class Trainer:
     def _release(
         self, kind: ReleaseKind, number: int, content: str, compute: Callable[[], RecordDict]
     ) -> RecordDict:
-        """Return a reply, which under privacy is paid for first and kept."""
-        if self._paid is None:
+        """Return a reply, which is counted first, and under privacy paid for and kept."""
+        if self._counted is None:
             return compute()
-        return self._paid.reply(kind, number, content, compute)
+        return self._counted.reply(kind, number, content, compute)
 
     def _prepare(self, request: Received) -> tuple[StudyTensors, StudyTensors, Selection | None]:
         """Return the tensors of training and test studies under the selection in force."""

@@ -5,7 +5,6 @@ The hospital makes it as ``ssh-keygen -t ecdsa -b 384`` would; only its public h
 
 import base64
 import binascii
-import stat
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -25,6 +24,7 @@ from pydantic import AfterValidator
 
 from medfusion.atomic_files import create_secret
 from medfusion.errors import ConfigError
+from medfusion.federation.key_file import read_key_file
 
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 
@@ -58,16 +58,7 @@ class NodeKey:
         ConfigError
             If the file is missing or no such key, or if others may read it.
         """
-        try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            content = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        if mode & 0o077:
-            raise ConfigError(
-                f"{path}: expected a key for its owner alone, found mode {mode:04o}; if nobody "
-                f"else had it: chmod 600 {path}"
-            )
+        content = read_key_file(path)
         try:
             key = load_ssh_private_key(content, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):

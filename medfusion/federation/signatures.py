@@ -10,7 +10,6 @@ References
 
 import base64
 import binascii
-import stat
 from pathlib import Path
 from typing import Literal, Self
 
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from medfusion.atomic_files import create_secret
 from medfusion.errors import ConfigError
+from medfusion.federation.key_file import read_key_file
 
 Purpose = Literal["kit", "run", "secagg"]
 
@@ -46,16 +46,7 @@ class SigningKey:
         ConfigError
             If the file is missing, unreadable or no key, or if others may read it.
         """
-        try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        if mode & 0o077:
-            raise ConfigError(
-                f"{path}: expected a key for its owner alone, found mode {mode:04o}; if nobody "
-                f"else had it: chmod 600 {path}"
-            )
+        data = read_key_file(path)
         if len(data) != _KEY_BYTES:
             raise ConfigError(
                 f"{path}: expected a signing key of {_KEY_BYTES} bytes, found {len(data)}; "

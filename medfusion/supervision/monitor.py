@@ -18,7 +18,7 @@ Figures = Callable[[], dict[str, float]]
 
 
 class Monitor(Collector):
-    """Serves ``/healthz`` (200 if all programs run, else 503) and Prometheus' ``/metrics``.
+    """Serves ``/healthz`` (200 if all programs run steadily, else 503) and ``/metrics``.
 
     Parameters
     ----------
@@ -67,11 +67,14 @@ class Monitor(Collector):
         if path == "/metrics":
             answer: Iterable[bytes] = self._metrics(environ, start)
             return answer
-        down = [name for name, runs in self._supervisor.up.items() if not runs]
+        down = [name for name, steady in self._supervisor.steady.items() if not steady]
         if path != "/healthz":
             status, text = "404 Not Found", "expected /healthz or /metrics\n"
         elif down:
-            status, text = "503 Service Unavailable", f"down: {', '.join(down)}\n"
+            status, text = (
+                "503 Service Unavailable",
+                f"not steady: {', '.join(down)}\n",
+            )
         else:
             status, text = "200 OK", "ok\n"
         start(status, [("Content-Type", "text/plain")])

@@ -25,6 +25,7 @@ _FIRST_BACKOFF, _LAST_BACKOFF = 1.0, 60.0  # seconds before a program is started
 _STEADY_SECONDS = 120.0  # a program that ran this long begins anew with the first back-off
 _GRACE_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
+_KILL_SECONDS = 0.02
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -73,6 +74,11 @@ class Supervisor:
         return {slot.program.name: slot.alive for slot in self._slots}
 
     @property
+    def steady(self) -> dict[str, bool]:
+        """Whether each program runs, and has not just been started again."""
+        return {slot.program.name: slot.steady for slot in self._slots}
+
+    @property
     def restarts(self) -> dict[str, int]:
         """How often each program was started again."""
         return {slot.program.name: slot.restarts for slot in self._slots}
@@ -104,8 +110,13 @@ class Supervisor:
             # What a program that has ended left behind may be what another one waits for.
             _signal(_children() - self._not_ours - self._pids(), signal.SIGTERM)
             time.sleep(_LOOK_SECONDS)
+        deadline = time.monotonic() + _GRACE_SECONDS
         while left := _children() - self._not_ours:
+            if time.monotonic() > deadline:  # one that waits for a dead disk cannot be killed
+                log.error("still there: processes %s", ", ".join(map(str, sorted(left))))
+                return
             _signal(left, signal.SIGKILL)
+            time.sleep(_KILL_SECONDS)
             for slot in self._slots:
                 slot.reap()
             for pid in left:
@@ -134,6 +145,12 @@ class _Slot:
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def steady(self) -> bool:
+        """Whether it runs, and if it was started again, has run as long as it once waited."""
+        ran = time.monotonic() - self._started
+        return self.alive and (not self.restarts or ran >= min(self._backoff, _STEADY_SECONDS))
 
     def look(self, folder: Path) -> None:
         """Start the program if it is due; take note if it has ended."""

@@ -18,6 +18,7 @@ QUIET = {
 }
 _CONNECTION = "medfusion"
 _SECONDS = 120.0
+_LONGEST_TOLD = 500  # characters
 
 # The bundle is what Flower needs to start the coordinator's app from the installed package. The
 # hospitals neither fetch nor run it; Flower wants an app for them all the same.
@@ -137,10 +138,20 @@ class Flower:
                     text=True,
                     timeout=_SECONDS,
                 )
-            found = json.loads(done.stdout)
-        except (subprocess.TimeoutExpired, ValueError):
+        except subprocess.TimeoutExpired:
             raise FederationError(
                 "the coordinator's server does not answer; is `medfusion server start` running?"
+            ) from None
+        except OSError as error:
+            raise FederationError(
+                f"{command[0]}: cannot be started ({error.strerror}); install MedFusion anew"
+            ) from None
+        try:
+            found = json.loads(done.stdout)
+        except ValueError:
+            told = " ".join(done.stderr.split())[-_LONGEST_TOLD:]
+            raise FederationError(
+                f"flwr {arguments[0]}: ended with {done.returncode}: {told}"
             ) from None
         if not found.get("success"):
             told = " ".join(str(found.get("error-message", "")).split())

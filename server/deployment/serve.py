@@ -2,11 +2,10 @@
 
 import logging
 import signal
-import stat
 import threading
 
 from medfusion.atomic_files import make_folder
-from medfusion.errors import ConfigError
+from medfusion.federation.key_file import read_key_file
 from medfusion.federation.kit import ServerKit
 from medfusion.supervision.monitor import Monitor
 from medfusion.supervision.supervisor import Supervisor
@@ -37,10 +36,11 @@ def serve(kit: ServerKit, *, bind: str | None, monitor_port: int | None) -> None
     Raises
     ------
     UsageError
-        If a program cannot be started, the port is taken or others may read the server's key.
+        If a program cannot be started, or the port is taken.
+    ConfigError
+        If the server's key cannot be read, or others may read it.
     """
-    if stat.S_IMODE(kit.server_key.stat().st_mode) & 0o077:
-        raise ConfigError(f"{kit.server_key}: others may read it; chmod 600 {kit.server_key}")
+    read_key_file(kit.server_key)
     state = kit.folder / "state"
     make_folder(state, mode=0o700)
     flower = flower_of(kit)

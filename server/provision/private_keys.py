@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from medfusion.errors import ConfigError
+from medfusion.federation.key_file import read_key_file
 
 
 def new_key_pem() -> bytes:
@@ -26,14 +27,11 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises
     ------
     ConfigError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or if others may read it.
     """
+    content = read_key_file(path)
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); bring it back from where it is kept"
-        ) from None
+        key = load_pem_private_key(content, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):

@@ -28,6 +28,7 @@ from kits import write_kits  # noqa: E402
 from loopback import free_ports  # noqa: E402
 
 from medfusion.data.cohorts.synthetic import write_cohort  # noqa: E402
+from medfusion.errors import FederationError  # noqa: E402
 from medfusion.federation.kit import ServerKit  # noqa: E402
 from medfusion.supervision.supervisor import Program, Supervisor  # noqa: E402
 from server.deployment.flower import program  # noqa: E402
@@ -42,7 +43,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from server.exchange import exchange
 
-server_app, client_app = ServerApp(), ClientApp()
+server_app = ServerApp()
+client_app = ClientApp()
 
 @client_app.train()
 def train(message, context):
@@ -87,7 +89,7 @@ ECHO = """
 import sys, threading
 from pathlib import Path
 from client.node.service import NodeService, start_service
-start_service(NodeService(lambda kind, content: content), Path(sys.argv[1]))
+server = start_service(NodeService(lambda kind, content: content), Path(sys.argv[1]))
 threading.Event().wait()
 """
 
@@ -138,7 +140,8 @@ def nodes(arm: str, kit: Path, folder: Path, *, fleet: int, api: int) -> list[Pr
             *("--root-certificates", str(kit / "ca.pem"), "--port", str(api)),
             *("--auth-supernode-private-key", str(kit / "node.key")),
         )
-        home = {"FLWR_HOME": str(folder)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of its children
+        home = {"FLWR_HOME": str(folder), "PATH": path}
         return [Program(name=folder.name, command=command, environment=home, log=log)]
     socket = str(folder / "s")
     echo = (sys.executable, "-c", ECHO, socket)
@@ -170,8 +173,9 @@ def wait_for_sites(kit: ServerKit, sites: int) -> None:
         try:
             if [site["status"] for site in status_of(kit)["sites"]] == ["online"] * sites:
                 return
-        except Exception:  # the server starts
-            time.sleep(1)
+        except FederationError:  # the server starts
+            pass
+        time.sleep(1)
     raise SystemExit("the sites did not connect")
 
 

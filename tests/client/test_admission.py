@@ -305,3 +305,26 @@ def test_the_log_never_repeats_what_a_foreign_error_says(ward, tmp_path, monkeyp
     text = (tmp_path / LOG).read_text()
     assert "4711" not in text
     assert max(map(len, text.splitlines())) < 2_500
+
+
+def test_the_log_is_not_filled_by_what_nobody_approved(ward, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("client.node.admission.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("client.node.admission._HOURLY", 3)
+    asker = deployed(ward, tmp_path)
+
+    def describe():
+        return read_error(asker.node.handle("describe", request_content(Request())))
+
+    def nonsense():
+        return read_error(asker.node.handle("nonsense", request_content(Request())))
+
+    assert [describe() for _ in range(2)] == [None, None]
+    assert "unknown request" in str(nonsense())
+    assert "describe: asked more than 3 times in an hour" in str(describe())
+    assert "unknown request" in str(nonsense())
+    assert [len(events(tmp_path, kind)) for kind in ("answered", "refused")] == [2, 1]
+    assert read_error(asker.ask("train")) is None  # an approved run goes on
+    now[0] += 3600
+    nonsense()
+    assert [event.details["left_out"] for event in events(tmp_path, "refused")] == [0, 3]

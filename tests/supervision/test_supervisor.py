@@ -166,6 +166,16 @@ def test_a_program_runs_as_the_user_named():
         shutil.rmtree(target)
 
 
+def test_a_program_that_keeps_dying_is_not_told_to_be_well(tmp_path):
+    with Running(tmp_path, program(STAYS)) as running:
+        first = number_in(tmp_path / "pid")
+        assert running.supervisor.steady == {"p": True}
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: running.supervisor.restarts == {"p": 1} and running.supervisor.up["p"])
+        assert running.supervisor.steady == {"p": False}
+        wait_for(lambda: running.supervisor.steady == {"p": True})
+
+
 def test_the_monitor_tells_what_runs_and_what_does_not(tmp_path):
     with Running(tmp_path, program(STAYS)) as running:
         port = Monitor(running.supervisor, lambda: {"link_connected": 1.0}).start(0)
@@ -177,7 +187,7 @@ def test_the_monitor_tells_what_runs_and_what_does_not(tmp_path):
         assert fetch(port, "elsewhere")[0] == 404
         with pytest.raises(UsageError, match="monitor-port"):
             Monitor(running.supervisor, dict).start(port)
-    assert fetch(port, "healthz") == (503, "down: p\n")
+    assert fetch(port, "healthz") == (503, "not steady: p\n")
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:

@@ -1,0 +1,101 @@
+"""A deployed run without privacy: what it may ask of a site, and how often."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from node_asker import NodeAsker
+from tabular_cohort import write_ward
+
+from medfusion.models.contract import trainable_state
+from medfusion.transport.arrays import from_record, to_record
+from medfusion.transport.requests import ARRAYS, read_error, read_histograms
+
+RUN = ("privacy.enabled=false", "training.steps=1", "run.rounds=3", "evaluation.every=2")
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory):
+    return write_ward(tmp_path_factory.mktemp("ward"), sites=("north",)).parent
+
+
+@pytest.fixture
+def asker(ward, tmp_path):
+    return deployed(ward, tmp_path / "state")
+
+
+def deployed(ward, state):
+    return NodeAsker(ward, state, *RUN, simulated=False, change=without_privacy)
+
+
+def without_privacy(data):
+    policy = data.config.policy.model_copy(update={"allow_without_privacy": True})
+    return replace(data, config=data.config.model_copy(update={"policy": policy}))
+
+
+def other_model(asker, seed=1):
+    draws = torch.Generator().manual_seed(seed)
+    state = {
+        name: value.detach() + torch.randn(value.shape, generator=draws)
+        for name, value in trainable_state(asker.model).items()
+    }
+    return to_record(state)
+
+
+def again(asker, ward):
+    """The same site after a restart of its Node."""
+    return deployed(ward, asker.state.folder)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_second_model_in_a_round_is_refused(ward, asker, kind, restarted):
+    assert read_error(asker.ask(kind)) is None
+    if restarted:
+        asker = again(asker, ward)
+    told = str(read_error(asker.ask(kind, arrays=other_model(asker))))
+    assert f"{kind}, round 1: this site has answered another request for it" in told
+
+
+def test_a_lost_reply_is_given_again(ward, asker):
+    first = from_record(asker.ask("train")[ARRAYS])
+    histograms = read_histograms(asker.ask("select"))
+    second = again(asker, ward)
+    answered = from_record(second.ask("train")[ARRAYS])
+    assert all(torch.equal(first[name], answered[name]) for name in first)
+    assert (read_histograms(second.ask("select")) == histograms).all()
+
+
+def test_a_run_has_as_many_evaluations_as_were_shown(asker):
+    assert asker.settings.evaluations == 2
+    told = [str(read_error(asker.ask("evaluate", round=number))) for number in (1, 2, 3)]
+    assert told[:2] == ["None", "None"]
+    assert "evaluate: the run was approved for 2, and all were answered" in told[2]
+
+
+def test_it_is_written_down_before_anything_is_computed(asker, monkeypatch):
+    def killed(*arguments):
+        raise SystemExit
+
+    monkeypatch.setattr("client.node.trainer.Trainer._fit", killed)
+    with pytest.raises(SystemExit):
+        asker.ask("train")
+    monkeypatch.undo()
+    assert "another request" in str(read_error(asker.ask("train", arrays=other_model(asker))))
+    assert read_error(asker.ask("train")) is None
+
+
+def test_a_damaged_file_is_no_fresh_start(ward, asker):
+    asker.ask("train")
+    path = asker.state.releases_file(asker.settings.run_id)
+    path.write_text(json.dumps({"schema": 1, "releases": [{"kind": "train"}]}))
+    told = str(read_error(again(asker, ward).ask("train")))
+    assert f"releases/{path.name}" in told
+    assert "restore it from a backup" in told
+
+
+def test_a_researcher_asks_as_often_as_he_likes(ward, tmp_path):
+    asker = NodeAsker(ward, tmp_path / "state", *RUN)
+    for seed in range(3):
+        assert read_error(asker.ask("train", arrays=other_model(asker, seed))) is None
