@@ -15,6 +15,7 @@ from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.toml_text import to_toml
 from medfusion.training.options import TrainingOptions
+from medfusion.training.personalisation_options import PersonalisationOptions
 from medfusion.training.recipes import with_recipe
 from medfusion.transport.compression_options import CompressionOptions
 from medfusion.transport.pipeline import illegal_pair
@@ -110,6 +111,7 @@ class RunConfig(Options):
     strategy: StrategyOptions = StrategyOptions()
     server: ServerOptions = ServerOptions()
     compression: CompressionOptions = CompressionOptions()
+    personalisation: PersonalisationOptions = PersonalisationOptions()
 
     @model_validator(mode="before")
     @classmethod

@@ -92,6 +92,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "site_rule": config.strategy.site_rule,
         "secure_aggregation": config.server.secure_aggregation,
         "compression": config.compression,
+        "personalisation": config.personalisation,
     }
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.

@@ -24,7 +24,7 @@ from medfusion.errors import (
     MedFusionError,
 )
 from medfusion.federation.authority import Authority
-from medfusion.models.saved import save_model
+from medfusion.models.saved import PERSONAL, save_model
 from medfusion.privacy.ledger import Ledger
 from medfusion.transport.arrays import from_record, state_sha256
 from medfusion.transport.requests import (
@@ -231,7 +231,12 @@ class Node:
         if settings.selection.method == "local":  # the model reads this site's own features
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
-        save_model(self._state.model_folder(settings.run_id), state, card)
+        folder = self._state.model_folder(settings.run_id)
+        save_model(folder, state, card)
+        own = trainer.personal(request)
+        if own is not None:
+            options = settings.personalisation.model_dump(mode="json")
+            save_model(folder / PERSONAL, own, card | {"personalisation": options})
         trainer.forget()
         if self._admission is not None:
             self._admission.delivered(settings, state_sha256(state))

@@ -161,6 +161,41 @@ class Trainer:
         steps.remember(read)
         return sent
 
+    def personal(self, request: Received) -> dict[str, Tensor] | None:
+        """Return a model of this site's own, from the common one in the request.
+
+        It never leaves the site, and nothing that leaves it is computed from it. None where the
+        run asks for none, or there is nobody to train on.
+        """
+        settings, options = self.settings, self.settings.personalisation
+        self._load(request)
+        train, _, _ = self._prepare(request)
+        if not options.steps or not len(self._train_studies):
+            return None
+        rate = options.learning_rate or settings.training.learning_rate
+        names = (settings.run_id, "personal")
+        fit(
+            self._model,
+            train,
+            options=settings.training.model_copy(
+                update={"learning_rate": rate, "schedule": "constant"}
+            ),
+            plan=None,
+            steps=options.steps,
+            public=stream(settings.seed, self._data.name, *names),
+            private=Keystream(self._secret, *names),
+            device=self._device,
+            physical_batch=self._data.config.compute.physical_batch,
+            precision=self._data.config.compute.precision,
+            proximal_mu=options.pull,
+            modality_dropout=settings.model.modality_dropout,
+            auxiliary_heads=settings.model.auxiliary_heads,
+            masked_labels=settings.model.masked_labels,
+            progress=1.0,
+        )
+        trained = trainable_state(self._model)
+        return {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
+
     def forget(self) -> None:
         """Drop what was remembered between rounds: the run is over."""
         self._memory.forget()

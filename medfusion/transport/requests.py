@@ -42,6 +42,7 @@ from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.privacy.options import PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.training.options import TrainingOptions
+from medfusion.training.personalisation_options import PersonalisationOptions
 from medfusion.transport.compression_options import CompressionOptions
 from medfusion.transport.secagg_options import SecureAggregationOptions
 
@@ -86,6 +87,7 @@ class RunSettings(Options):
     site_rule: SiteRuleName = "none"
     secure_aggregation: SecureAggregationOptions | None = None
     compression: CompressionOptions = CompressionOptions()
+    personalisation: PersonalisationOptions = PersonalisationOptions()
 
 
 class Request(Options):
