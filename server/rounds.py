@@ -7,6 +7,7 @@ here calls the strategy's steps itself and adds them.
 import math
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from medfusion.errors import FederationError, MedFusionError
 from medfusion.evaluation.score_histograms import BINS, NOISED_BINS
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.label_rows import label_rows
+from medfusion.models.local_parts import local_parts
 from medfusion.models.registry import build_model, modalities_of
 from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.strategies.counted import telling_what_counted
@@ -70,14 +72,18 @@ class RoundLoop:
         self._show = show
         self._settings = run_settings(context.config, context.task)
         model = build_model(context.config.model, context.task, seed=context.config.run.seed)
-        self._start = to_record(trainable_state(model))
+        kept = local_parts(model, context.config.personalisation.local)
+        trained = trainable_state(model)
+        self._start = to_record({n: value for n, value in trained.items() if n not in kept})
+        self._unshared = to_record({n: trained[n] for n in kept})
         self._codec = Codec.of(context.config.compression, size_of(self._start))
         self._frozen = frozen_sha256(model)
         self._origin = model.origin
         self._initial_weights = model.initial_weights
         self._client_dp = client_dp_of(context, self._settings.run_id)
         local = self._settings.selection.method == "local"
-        self._columns = model.feature_rows() if local else {}
+        rows = model.feature_rows() if local else {}
+        self._columns = {name: axis for name, axis in rows.items() if name not in kept}
         self._latecomers = Latecomers(context, show.warn)
         if isinstance(strategy, PatientWeighted):
             strategy.serve(
@@ -121,7 +127,9 @@ class RoundLoop:
             write_rounds(self._context.folder, state.rounds)
             self._show.round_done(line, rounds=rounds)
         client_dp = self._client_dp.account() if self._client_dp else None
-        return Outcome(average, self._frozen, self._initial_weights, state, client_dp)
+        return Outcome(
+            average, self._frozen, self._initial_weights, state, client_dp, self._unshared
+        )
 
     def deliver(self, outcome: Outcome, card: dict[str, Any]) -> None:
         """Send the final model and its description to every hospital."""
@@ -132,6 +140,7 @@ class RoundLoop:
             if node not in nodes:
                 self._show.warn(f"site {name} is gone: it gets no model")
         messages = broadcast("deliver", request_content(request, outcome.arrays), nodes)
+        messages = self._told(messages, outcome.progress)
         cost = Cost()
         self._exchange(messages, cost, number=self._config.run.rounds)
         outcome.progress.cost.add(cost)
@@ -196,8 +205,7 @@ class RoundLoop:
         messages = self._strategy.configure_train(
             number, arrays, request_config(self._request(state.selection)), self._connected()
         )
-        if self._codec.level != "none":  # what a site's last update lost goes with the next
-            messages = telling_what_counted(messages, state.counted, self._roster.names)
+        messages = self._told(messages, state)
         expected = from_record(arrays)
 
         def check(name: str, reply: Message) -> None:
@@ -258,6 +266,7 @@ class RoundLoop:
         messages = self._strategy.configure_evaluate(
             number, arrays, request_config(self._request(state.selection)), self._connected()
         )
+        messages = self._told(messages, state)
         bins = NOISED_BINS if self._settings.privacy.enabled else BINS
         shape = (len(self._task.labels.names), 2, bins)
         check = partial(self._check_counts, shape)
@@ -268,6 +277,16 @@ class RoundLoop:
         metrics = federated_metrics(state.histograms, self._context.plans)
         auroc = dict(zip(self._task.labels.names, metrics.auroc, strict=True))
         return {"auroc_macro": metrics.auroc_macro, "auroc": auroc}
+
+    def _told(self, messages: Iterable[Message], state: Progress) -> list[Message]:
+        """Return messages that say which round of its site counted last, where sites ask for it.
+
+        What a site's last update lost goes with the next, and what it keeps of the model is that
+        of the round.
+        """
+        if self._codec.level == "none" and not self._unshared:
+            return list(messages)
+        return telling_what_counted(messages, state.counted, self._roster.names)
 
     def _check_counts(self, shape: tuple[int, ...], name: str, reply: Message) -> None:
         check_histograms(reply, shape, patients=self._roster.sites[name].patients_public)

@@ -168,7 +168,7 @@ class Outcome:
     """What a finished run leaves: the model, what it needs to be used, and what was measured.
 
     ``initial_weights`` is None if the run drew all of them; ``client_dp`` is what the privacy of
-    whole sites cost, None without.
+    whole sites cost, None without; ``unshared`` what each site keeps for itself, as all began.
     """
 
     arrays: ArrayRecord
@@ -176,3 +176,4 @@ class Outcome:
     initial_weights: InitialWeights | None
     progress: Progress
     client_dp: dict[str, Any] | None = None
+    unshared: ArrayRecord = field(default_factory=ArrayRecord)

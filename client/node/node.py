@@ -215,6 +215,7 @@ class Node:
                 self._ledger,
                 StrategyMemory(kept / "strategy"),
                 StrategyMemory(kept / "lost"),
+                StrategyMemory(kept / "own"),
                 exact=None if self._simulated else ExactReleases(file, settings),
             )
         return self._trainer
@@ -232,11 +233,10 @@ class Node:
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
         folder = self._state.model_folder(settings.run_id)
-        save_model(folder, state, card)
-        own = trainer.personal(request)
-        if own is not None:
-            options = settings.personalisation.model_dump(mode="json")
-            save_model(folder / PERSONAL, own, card | {"personalisation": options})
+        save_model(folder, state | trainer.own_parts(request), card)
+        personal = trainer.personal(request)
+        if personal is not None:
+            save_model(folder / PERSONAL, personal, card)
         trainer.forget()
         if self._admission is not None:
             self._admission.delivered(settings, state_sha256(state))

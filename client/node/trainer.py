@@ -29,6 +29,7 @@ from medfusion.evaluation.score_histograms import (
     score_sensitivity,
 )
 from medfusion.models.contract import frozen_sha256, trainable_state
+from medfusion.models.local_parts import local_parts
 from medfusion.models.registry import (
     build_model,
     build_tokenizer,
@@ -77,18 +78,24 @@ class Trainer:
         ledger: Ledger,
         memory: StrategyMemory,
         lost: StrategyMemory,
+        own: StrategyMemory,
         *,
         exact: ExactReleases | None,
     ) -> None:
         self.settings = settings
         self._memory = memory
         self._lost = lost
+        self._own = own
         self._data = data
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
         self._device = choose_device(data.config.compute.device)
         model = build_model(settings.model, data.task, seed=settings.seed, weights_follow=True)
         self._model = model.to(self._device)
+        self._kept = local_parts(model, settings.personalisation.local)
+        # Before the first round a site has what everybody starts from.
+        start = trainable_state(model)
+        self._first_own = {n: start[n].detach().cpu().clone() for n in sorted(self._kept)}
         self._frozen = frozen_sha256(self._model)
         self._tokenizer = build_tokenizer(settings.model, data.task)
         image = data.task.image
@@ -144,12 +151,13 @@ class Trainer:
         )
         shifted = state_sha256(steps.shift) if steps.shift is not None else ""
         content = self._content(request, state, train, shifted)
-        reply = self._release(
+        full = self._release(
             "train",
             request.round,
             content,
             lambda: self._fit(request, train, selection, steps, content),
         )
+        reply = self._without_own(full, request)
         names = (settings.run_id, "compression", request.round)
         sent, read = compressed(
             reply,
@@ -196,8 +204,30 @@ class Trainer:
         trained = trainable_state(self._model)
         return {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
 
+    def _without_own(self, full: RecordDict, request: Received) -> RecordDict:
+        """Return a reply without what stays here, which is kept: paid for as all of the reply."""
+        if not self._kept:
+            return full
+        trained = from_record(full.array_records[ARRAYS])
+        own = {name: trained.pop(name) for name in sorted(self._kept)}
+        self._own.keep(request.round, own, counted=request.counted)
+        return RecordDict({**full, ARRAYS: to_record(trained)})
+
+    def own_parts(self, request: Received) -> dict[str, Tensor]:
+        """Return what this site keeps of the model, as of the round that counted last.
+
+        Raises
+        ------
+        FederationError
+            If it is not in the state folder any more.
+        """
+        if not self._kept or not request.counted:
+            return self._first_own
+        return self._own.after(request.counted, self._first_own)
+
     def forget(self) -> None:
         """Drop what was remembered between rounds: the run is over."""
+        self._own.forget()
         self._memory.forget()
         self._lost.forget()
 
@@ -283,7 +313,8 @@ class Trainer:
 
     def check_state(self, state: dict[str, Tensor]) -> None:
         """Refuse a model that is not this run's; raises `FederationError`."""
-        check_matches(state, trainable_state(self._model))
+        trained = trainable_state(self._model)
+        check_matches(state, {n: value for n, value in trained.items() if n not in self._kept})
 
     def _release(
         self, kind: ReleaseKind, number: int, content: str, compute: Callable[[], RecordDict]
@@ -330,7 +361,7 @@ class Trainer:
                 "the frozen weights (text encoder, model.init) differ between this site and the "
                 "coordinator: install the same files on all sides"
             )
-        self._model.load_state_dict(state, strict=False)
+        self._model.load_state_dict(state | self.own_parts(request), strict=False)
         return state
 
     def _check_round(self, request: Received) -> None:
@@ -354,6 +385,7 @@ class Trainer:
             f"{self._device} {self._data.config.compute.precision}",
             repr(request.request.selection),
             repr(request.proximal_mu),
+            state_sha256(self.own_parts(request)),
             *more,
         )
 

@@ -165,7 +165,12 @@ def _has_run(trial: Trial, folder: Path) -> bool:
 
 def sites_differ(config: RunConfig) -> bool:
     """Whether each site uses a model of its own: with features or weights that it chose itself."""
-    return config.selection.method == "local" or config.personalisation.steps > 0
+    return _uses_delivered(config) or config.personalisation.steps > 0
+
+
+def _uses_delivered(config: RunConfig) -> bool:
+    """Whether the delivered model is another one at each site."""
+    return config.selection.method == "local" or config.personalisation.local != "none"
 
 
 def scores_of(trial: Trial, *, out: Path) -> NDArray[np.float32]:
@@ -181,7 +186,7 @@ def _score(trial: Trial, folder: Path, cache: Path) -> NDArray[np.float32]:
         model = folder / "model"
         if trial.personal:
             model = folder / DELIVERED / site.name / PERSONAL
-        elif trial.config.selection.method == "local":
+        elif _uses_delivered(trial.config):
             model = folder / DELIVERED / site.name
         saved = load_model(model)
         parts.append(score_part(saved, site, TEST, cache=cache / site.name).logits)
