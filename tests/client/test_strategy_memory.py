@@ -21,6 +21,7 @@ from medfusion.transport.requests import (
     read_error,
     request_content,
 )
+from medfusion.transport.updates import moved_by
 
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(())}
 
@@ -160,6 +161,22 @@ def test_memory_survives_bit_by_bit_and_a_half_written_file_is_not_seen(tmp_path
     (tmp_path / "run" / "round-000001.safetensors").write_bytes(b"nonsense")
     with pytest.raises(FederationError, match="damaged"):
         memory.after(1, LIKE)
+
+
+def test_scaffolds_memory_is_of_what_the_coordinator_reads(cohort, tmp_path):
+    """It computes the control variates from the compressed update, so the site must as well."""
+    sets = ("strategy.name=scaffold", "privacy.enabled=false", "compression.level=int4")
+    asker = Asker(cohort, tmp_path, *sets)
+    model = asker.start
+    codec = Codec.of(asker.settings.compression, sum(x.numel() for x in model.values()))
+    guide = filled(model, 1)
+    packed = asker.train(1, model, counted=0, guide=guide)
+    read = codec.unpack({name: array.numpy() for name, array in packed.items()})
+    sent = from_record(moved_by(to_record(model), read))
+    kept = StrategyMemory(asker.folder()).after(1, model)
+    for name in model:
+        expected = -guide[name] + (model[name] - sent[name]) / (3 * 0.5)
+        torch.testing.assert_close(kept[name], expected)
 
 
 @pytest.mark.parametrize("private", ["true", "false"])
