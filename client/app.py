@@ -28,7 +28,7 @@ def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
 
         decorator(serve)
 
-    for kind in ("describe", "select", "deliver"):
+    for kind in ("describe", "select", "deliver", "secagg"):
         register(app.query(kind), kind)
     register(app.train(), "train")
     register(app.evaluate(), "evaluate")

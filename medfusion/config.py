@@ -15,7 +15,11 @@ from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.toml_text import to_toml
 from medfusion.training.options import TrainingOptions
+from medfusion.training.personalisation_options import PersonalisationOptions
 from medfusion.training.recipes import with_recipe
+from medfusion.transport.compression_options import CompressionOptions
+from medfusion.transport.pipeline import illegal_pair
+from medfusion.transport.secagg_options import SecureAggregationOptions
 
 
 class RunInfo(Options):
@@ -78,18 +82,19 @@ class ServerOptions(Options):
         the last round's model either way.
     client_dp
         Differential privacy of whole sites, besides that of patients; None: off.
+    secure_aggregation
+        Masks that hide single sites' updates from the coordinator; None: off.
     """
 
     min_sites: int = Field(default=2, ge=1)
     round_timeout: float = Field(default=3600.0, gt=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     client_dp: ClientDpOptions | None = None
+    secure_aggregation: SecureAggregationOptions | None = None
 
 
 # Strategies that divide by how far a site's steps reach, which SGD at a constant rate tells.
 _OF_STEPS = ("scaffold", "fednova")
-# Strategies that need nothing but the mean of the sites' models.
-_OF_THE_MEAN = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 
 
 class RunConfig(Options):
@@ -105,6 +110,8 @@ class RunConfig(Options):
     evaluation: EvaluationOptions = EvaluationOptions()
     strategy: StrategyOptions = StrategyOptions()
     server: ServerOptions = ServerOptions()
+    compression: CompressionOptions = CompressionOptions()
+    personalisation: PersonalisationOptions = PersonalisationOptions()
 
     @model_validator(mode="before")
     @classmethod
@@ -124,17 +131,15 @@ class RunConfig(Options):
                 f"training.small_images = {self.training.small_images}: model 'mdf_net' finds "
                 "boxes in images of one size; expected 0"
             )
-        if self.server.client_dp is not None:
-            if self.strategy.name not in _OF_THE_MEAN:
-                raise ValueError(
-                    f"strategy.name = {self.strategy.name!r} looks at single sites' updates, which "
-                    f"server.client_dp hides: expected one of {', '.join(_OF_THE_MEAN)}"
-                )
-            if self.selection.method != "none":
-                raise ValueError(
-                    f"selection.method = {self.selection.method!r} tells of single sites beside "
-                    "their updates, which server.client_dp does not cover: expected 'none'"
-                )
+        wrong = illegal_pair(
+            strategy=self.strategy.name,
+            selection=self.selection.method,
+            masked=self.server.secure_aggregation is not None,
+            client_dp=self.server.client_dp is not None,
+            compressed=not self.compression.off,
+        )
+        if wrong is not None:
+            raise ValueError(wrong)
         return self
 
     def _strategy_suits_the_steps(self) -> None:
@@ -145,6 +150,11 @@ class RunConfig(Options):
                 f"strategy.name = {name!r} needs to know how far a site's steps reach: expected "
                 "training.optimizer = 'sgd', training.schedule = 'constant' and no "
                 "training.rate_multipliers"
+            )
+        if name == "cyclic" and self.server.min_sites > 1:
+            raise ValueError(
+                "strategy.name = 'cyclic' trains one site in a round: expected "
+                f"server.min_sites = 1, found {self.server.min_sites}"
             )
         if self.strategy.site_rule != "none" and training.momentum:
             raise ValueError(

@@ -7,19 +7,22 @@ that failed, so that one site's broken reply costs no more than one that never c
 import math
 
 import numpy as np
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from medfusion.errors import FederationError
 from medfusion.transport.arrays import check_matches, from_record
+from medfusion.transport.compress import Codec
 from medfusion.transport.requests import (
     ARRAYS,
     LOSS_KEY,
+    MASKED,
     METRICS,
     WEIGHT_KEY,
     read_histograms,
     read_reply,
 )
+from medfusion.transport.updates import moved_by
 
 _MOST = 2.0**53  # beyond, a float no longer counts
 
@@ -41,6 +44,28 @@ def check_trained(
             "the model diverged at this site (NaN or infinity); try a lower training.learning_rate"
         )
     check_matches(state, expected)
+
+
+def unpack_update(reply: Message, incoming: ArrayRecord, codec: Codec) -> None:
+    """Put the model that a compressed update leads to in its place; raises if there is none."""
+    if codec.level == "none":
+        return
+    records = reply.content.array_records
+    if set(records) != {ARRAYS}:
+        raise FederationError(f"expected one record of arrays, found {len(records)}")
+    packed = {name: array.numpy() for name, array in records[ARRAYS].items()}
+    reply.content[ARRAYS] = moved_by(incoming, codec.unpack(packed))
+
+
+def check_masked(reply: Message, size: int, *, patients: int) -> None:
+    """Refuse a masked update of another length, or another weight; no number in it is wrong."""
+    _check_metrics(reply, patients, {WEIGHT_KEY})
+    records = reply.content.array_records
+    if set(records) != {ARRAYS} or set(records[ARRAYS]) != {MASKED}:
+        raise FederationError("expected one masked update")
+    masked = records[ARRAYS][MASKED].numpy()
+    if masked.dtype != np.uint32 or masked.shape != (size,):
+        raise FederationError(f"expected {size} masked numbers, found {masked.shape}")
 
 
 def check_mask(reply: Message, columns: int) -> None:

@@ -32,6 +32,7 @@ def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:
         "top_n": config.selection.top_n,
         "selection": selection.to_json() if selection else None,
         "ema": config.server.ema,
+        "personalisation": config.personalisation.model_dump(mode="json"),
         "privacy": {
             "enabled": config.privacy.enabled,
             "simulated": context.simulated,
@@ -49,7 +50,8 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
     A power cut does not belie it: each is on the disk before the next is written.
     """
     folder, labels, found = context.folder, context.task.labels.names, outcome.progress.histograms
-    save_model(folder / "model", from_record(outcome.arrays), card)
+    whole = from_record(outcome.arrays) | from_record(outcome.unshared)
+    save_model(folder / "model", whole, card)
     counts = measures_of(context.task).score_counts(next(iter(found.values())))
     histograms = {
         "schema": 1,

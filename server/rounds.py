@@ -7,6 +7,7 @@ here calls the strategy's steps itself and adds them.
 import math
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26,10 +27,13 @@ from medfusion.errors import FederationError, MedFusionError
 from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.label_rows import label_rows
+from medfusion.models.local_parts import local_parts
 from medfusion.models.registry import build_model, modalities_of
 from medfusion.privacy.ledger_receipt import Receipt
+from medfusion.strategies.counted import telling_what_counted
 from medfusion.strategies.patient_weighted import PatientWeighted, RunFacts
 from medfusion.transport.arrays import from_record, to_record
+from medfusion.transport.compress import Codec
 from medfusion.transport.requests import (
     Request,
     read_histograms,
@@ -37,6 +41,7 @@ from medfusion.transport.requests import (
     request_config,
     request_content,
 )
+from medfusion.transport.updates import size_of
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
@@ -45,10 +50,11 @@ from server.federated_metrics import federated_metrics
 from server.latecomers import Latecomers, facts_of, recall_sites
 from server.local_selection import fill_unselected
 from server.progress import RunProgress
-from server.reply_checks import check_histograms, check_mask, check_trained
+from server.reply_checks import check_histograms, check_mask, check_trained, unpack_update
 from server.results import write_rounds
 from server.roster_grid import RosterGrid
 from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
+from server.secure_round import SecureRound
 
 
 class RoundLoop:
@@ -67,13 +73,18 @@ class RoundLoop:
         self._show = show
         self._settings = run_settings(context.config, context.task)
         model = build_model(context.config.model, context.task, seed=context.config.run.seed)
-        self._start = to_record(trainable_state(model))
+        kept = local_parts(model, context.config.personalisation.local)
+        trained = trainable_state(model)
+        self._start = to_record({n: value for n, value in trained.items() if n not in kept})
+        self._unshared = to_record({n: trained[n] for n in kept})
+        self._codec = Codec.of(context.config.compression, size_of(self._start))
         self._frozen = frozen_sha256(model)
         self._origin = model.origin
         self._initial_weights = model.initial_weights
         self._client_dp = client_dp_of(context, self._settings.run_id)
         local = self._settings.selection.method == "local"
-        self._columns = model.feature_rows() if local else {}
+        rows = model.feature_rows() if local else {}
+        self._columns = {name: axis for name, axis in rows.items() if name not in kept}
         self._latecomers = Latecomers(context, show.warn)
         if isinstance(strategy, PatientWeighted):
             strategy.serve(
@@ -117,7 +128,9 @@ class RoundLoop:
             write_rounds(self._context.folder, state.rounds)
             self._show.round_done(line, rounds=rounds)
         client_dp = self._client_dp.account() if self._client_dp else None
-        return Outcome(average, self._frozen, self._initial_weights, state, client_dp)
+        return Outcome(
+            average, self._frozen, self._initial_weights, state, client_dp, self._unshared
+        )
 
     def deliver(self, outcome: Outcome, card: dict[str, Any]) -> None:
         """Send the final model and its description to every hospital."""
@@ -128,6 +141,7 @@ class RoundLoop:
             if node not in nodes:
                 self._show.warn(f"site {name} is gone: it gets no model")
         messages = broadcast("deliver", request_content(request, outcome.arrays), nodes)
+        messages = self._told(messages, outcome.progress)
         cost = Cost()
         self._exchange(messages, cost, number=self._config.run.rounds)
         outcome.progress.cost.add(cost)
@@ -166,8 +180,8 @@ class RoundLoop:
         self._show.phase(f"round {number}: training")
         cost = Cost()
         start = time.monotonic()
-        replies = self._train(number, arrays, state.selection, cost)
-        arrays, norm = self._aggregate(number, arrays, replies)
+        replies, good = self._train(number, arrays, state, cost)
+        arrays, norm = self._aggregate(number, arrays, good)
         average = running_average(average, arrays, ema=self._config.server.ema, number=number)
         line: dict[str, Any] = {
             "schema": 1,
@@ -184,16 +198,19 @@ class RoundLoop:
         return arrays, average, line | asdict(cost)
 
     def _train(
-        self, number: int, arrays: ArrayRecord, selection: Selection | None, cost: Cost
-    ) -> Replies:
+        self, number: int, arrays: ArrayRecord, state: Progress, cost: Cost
+    ) -> tuple[Replies, list[Message]]:
+        """Return what the sites answered, and what of it the strategy gets to see."""
         # Strategies draw sites from Python's global generator: pin it, also across a resume.
         random.seed(f"{self._config.run.seed}/{number}")
         messages = self._strategy.configure_train(
-            number, arrays, request_config(self._request(selection)), self._connected()
+            number, arrays, request_config(self._request(state.selection)), self._connected()
         )
+        messages = self._told(messages, state)
         expected = from_record(arrays)
 
         def check(name: str, reply: Message) -> None:
+            unpack_update(reply, arrays, self._codec)
             check_trained(
                 reply,
                 expected,
@@ -203,17 +220,30 @@ class RoundLoop:
             if self._columns:
                 check_mask(reply, len(self._task.columns))
 
-        return self._exchange(list(messages), cost, number=number, check=check)
+        if self._settings.secure_aggregation is not None:
+            secure = SecureRound(
+                self._settings.secure_aggregation,
+                self._settings.run_id,
+                number,
+                self._roster.names,
+                {name: site.patients_public for name, site in self._roster.sites.items()},
+                lambda asked, checked: self._exchange(asked, cost, number=number, check=checked),
+            )
+            replies, mean = secure.train(list(messages), arrays)
+            return replies, [mean]
+        replies = self._exchange(list(messages), cost, number=number, check=check)
+        state.counted |= dict.fromkeys(replies.good, number)
+        if self._columns:
+            fill_unselected(replies.good, arrays, self._columns)
+        if self._client_dp is not None:
+            return replies, [self._client_dp.combine(number, arrays, replies.good)]
+        return replies, list(replies.good.values())
 
     def _aggregate(
-        self, number: int, incoming: ArrayRecord, replies: Replies
+        self, number: int, incoming: ArrayRecord, good: list[Message]
     ) -> tuple[ArrayRecord, float]:
         """Return the new model and the L2 norm of the step that led to it."""
-        if self._columns:
-            fill_unselected(replies.good, incoming, self._columns)
-        before, good = from_record(incoming), list(replies.good.values())
-        if self._client_dp is not None:
-            good = [self._client_dp.combine(number, incoming, replies.good)]
+        before = from_record(incoming)
         try:
             found, _ = self._strategy.aggregate_train(number, good)
         except AppExitException as error:
@@ -237,6 +267,7 @@ class RoundLoop:
         messages = self._strategy.configure_evaluate(
             number, arrays, request_config(self._request(state.selection)), self._connected()
         )
+        messages = self._told(messages, state)
         shape = self._measures.release_shape(noised=self._settings.privacy.enabled)
         check = partial(self._check_counts, shape)
         replies = self._exchange(list(messages), cost, number=number, check=check)
@@ -246,6 +277,16 @@ class RoundLoop:
         metrics = federated_metrics(self._measures, state.histograms, self._context.plans)
         shown = dict.fromkeys(("auroc_macro", "auroc", self._measures.headline.key))
         return {key: metrics[key] for key in shown}
+
+    def _told(self, messages: Iterable[Message], state: Progress) -> list[Message]:
+        """Return messages that say which round of its site counted last, where sites ask for it.
+
+        What a site's last update lost goes with the next, and what it keeps of the model is that
+        of the round.
+        """
+        if self._codec.level == "none" and not self._unshared:
+            return list(messages)
+        return telling_what_counted(messages, state.counted, self._roster.names)
 
     def _check_counts(self, shape: tuple[int, ...], name: str, reply: Message) -> None:
         check_histograms(reply, shape, patients=self._roster.sites[name].patients_public)

@@ -97,6 +97,9 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "privacy": config.privacy,
         "report_loss": config.strategy.name == "qfedavg",
         "site_rule": config.strategy.site_rule,
+        "secure_aggregation": config.server.secure_aggregation,
+        "compression": config.compression,
+        "personalisation": config.personalisation,
     }
     loss_of(task, config.training.loss)
     draft = RunSettings(run_id=config.run.name, **parts)
@@ -129,7 +132,8 @@ class Progress:
     """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone.
 
     ``selected`` names the sites whose histograms the selection was made from; ``sites`` are the
-    public facts, but for the task, of all sites that took part so far.
+    public facts, but for the task, of all sites that took part so far; ``counted`` is the last
+    round in which a site's update counted, by name.
     """
 
     selection: Selection | None = None
@@ -138,6 +142,7 @@ class Progress:
     histograms: Histograms = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns into an equal object."""
@@ -148,6 +153,7 @@ class Progress:
             "histograms": {name: array.tolist() for name, array in self.histograms.items()},
             "cost": asdict(self.cost),
             "sites": self.sites,
+            "counted": self.counted,
         }
 
     @classmethod
@@ -161,6 +167,7 @@ class Progress:
             histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
             cost=Cost(**data["cost"]),
             sites=data.get("sites", {}),
+            counted=data.get("counted", {}),
         )
 
 
@@ -169,7 +176,7 @@ class Outcome:
     """What a finished run leaves: the model, what it needs to be used, and what was measured.
 
     ``initial_weights`` is None if the run drew all of them; ``client_dp`` is what the privacy of
-    whole sites cost, None without.
+    whole sites cost, None without; ``unshared`` what each site keeps for itself, as all began.
     """
 
     arrays: ArrayRecord
@@ -177,3 +184,4 @@ class Outcome:
     initial_weights: InitialWeights | None
     progress: Progress
     client_dp: dict[str, Any] | None = None
+    unshared: ArrayRecord = field(default_factory=ArrayRecord)

@@ -157,6 +157,7 @@ SCAFFOLD = ("strategy.name=scaffold", "training.optimizer=sgd")
     [
         (("strategy.name=scaffold",), "training.optimizer = 'sgd'"),
         (("strategy.name=fednova",), "how far a site's steps reach"),
+        (("strategy.name=cyclic",), "server.min_sites = 1"),
         ((*SCAFFOLD, "training.schedule=cosine"), "training.schedule = 'constant'"),
         ((*SCAFFOLD, "training.rate_multipliers={head=0.1}"), "no training.rate_multipliers"),
         ((*SCAFFOLD, "training.momentum=0.9"), "training.momentum = 0"),

@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 from client.node.admission import Admission
 from client.node.exact_releases import ExactReleases
 from client.node.policy import check_declared, check_exact, check_settings
+from client.node.secure_rounds import SecureRounds
 from client.node.state import NodeState
 from client.node.strategy_memory import StrategyMemory
 from client.node.trainer import Trainer
@@ -23,7 +24,7 @@ from medfusion.errors import (
     MedFusionError,
 )
 from medfusion.federation.authority import Authority
-from medfusion.models.saved import save_model
+from medfusion.models.saved import PERSONAL, save_model
 from medfusion.privacy.ledger import Ledger
 from medfusion.transport.arrays import from_record, state_sha256
 from medfusion.transport.requests import (
@@ -43,7 +44,7 @@ _PAID = ("select", "train", "evaluate")
 
 
 class Node:
-    """Serves `describe`, `select`, `train`, `evaluate` and `deliver` for one site.
+    """Serves `describe`, `select`, `train`, `evaluate`, `deliver` and `secagg` for one site.
 
     The model, tensors and cache of the latest run stay warm between requests.
 
@@ -85,6 +86,7 @@ class Node:
         self._state = state
         self._secret = secret
         self._ledger = ledger
+        self._secure = SecureRounds(data.name, secret, state.folder)
         self._trainer: Trainer | None = None
         self._serve: dict[str, Callable[[Received], RecordDict]] = {
             "describe": self._describe,
@@ -92,6 +94,7 @@ class Node:
             "train": self._train,
             "evaluate": self._evaluate,
             "deliver": self._deliver,
+            "secagg": self._secagg,
         }
 
     def handle(self, kind: str, content: RecordDict) -> RecordDict:
@@ -168,7 +171,13 @@ class Node:
     def _train(self, request: Received) -> RecordDict:
         trainer = self._run(request)
         self._check_counted(trainer.settings, TRAIN)
-        return trainer.train(request)
+        reply = trainer.train(request)
+        if trainer.settings.secure_aggregation is None:
+            return reply
+        return self._secure.masked(reply, request, trainer.settings)
+
+    def _secagg(self, request: Received) -> RecordDict:
+        return self._secure.answer(request, self._run(request).settings)
 
     def _evaluate(self, request: Received) -> RecordDict:
         trainer = self._run(request)
@@ -196,6 +205,7 @@ class Node:
         if self._admission is not None:  # each time: a decision may have changed
             self._admission.check_approved(settings)
         if self._trainer is None or is_new:
+            kept = self._state.strategy_folder(settings.run_id)
             file = self._state.releases_file(settings.run_id)
             self._trainer = Trainer(
                 self._data,
@@ -203,7 +213,9 @@ class Node:
                 self._state.cache,
                 self._secret,
                 self._ledger,
-                StrategyMemory(self._state.strategy_folder(settings.run_id)),
+                StrategyMemory(kept / "strategy"),
+                StrategyMemory(kept / "lost"),
+                StrategyMemory(kept / "own"),
                 exact=None if self._simulated else ExactReleases(file, settings),
             )
         return self._trainer
@@ -220,8 +232,12 @@ class Node:
         if settings.selection.method == "local":  # the model reads this site's own features
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
-        save_model(self._state.model_folder(settings.run_id), state, card)
-        trainer.memory.forget()
+        folder = self._state.model_folder(settings.run_id)
+        save_model(folder, state | trainer.own_parts(request), card)
+        personal = trainer.personal(request)
+        if personal is not None:
+            save_model(folder / PERSONAL, personal, card)
+        trainer.forget()
         if self._admission is not None:
             self._admission.delivered(settings, state_sha256(state))
         return reply_with({"delivered": True})

@@ -57,7 +57,8 @@ def _leaves(settings: RunSettings, task: Task) -> tuple[Leaving, ...]:
     found = []
     if method == "federated" and "tabular" in modalities_of(settings.model, task):
         found.append(Leaving(what="selection histograms", times=1))
-    found.append(Leaving(what="model updates", times=rounds))
+    updates = "model updates" if settings.secure_aggregation is None else "masked model updates"
+    found.append(Leaving(what=updates, times=rounds))
     if method == "local":
         found.append(Leaving(what="names of the columns selected", times=rounds))
     if settings.report_loss:

@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
+from client.node.compressing import compressed
 from client.node.exact_releases import ExactReleases
 from client.node.local_steps import LocalSteps
 from client.node.releases import PaidReleases
@@ -24,6 +25,7 @@ from medfusion.digests import sha256_of
 from medfusion.errors import DataError, FederationError
 from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
+from medfusion.models.local_parts import local_parts
 from medfusion.models.registry import (
     build_model,
     build_tokenizer,
@@ -72,11 +74,15 @@ class Trainer:
         secret: bytes,
         ledger: Ledger,
         memory: StrategyMemory,
+        lost: StrategyMemory,
+        own: StrategyMemory,
         *,
         exact: ExactReleases | None,
     ) -> None:
         self.settings = settings
-        self.memory = memory
+        self._memory = memory
+        self._lost = lost
+        self._own = own
         self._data = data
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
@@ -85,6 +91,10 @@ class Trainer:
         self._device = choose_device(data.config.compute.device)
         model = build_model(settings.model, data.task, seed=settings.seed, weights_follow=True)
         self._model = model.to(self._device)
+        self._kept = local_parts(model, settings.personalisation.local)
+        # Before the first round a site has what everybody starts from.
+        start = trainable_state(model)
+        self._first_own = {n: start[n].detach().cpu().clone() for n in sorted(self._kept)}
         self._frozen = frozen_sha256(self._model)
         self._tokenizer = build_tokenizer(settings.model, data.task)
         image = data.task.image
@@ -128,25 +138,98 @@ class Trainer:
     def train(self, request: Received) -> RecordDict:
         """Train one round from the model in the request; return the new one."""
         self._check_round(request)
+        settings = self.settings
         state = self._load(request)
         train, _, selection = self._prepare(request)
         steps = LocalSteps.of(
             request,
-            self.settings,
+            settings,
             state,
-            self.memory,
+            self._memory,
             patients_public=self._data.patients_public,
         )
         shifted = state_sha256(steps.shift) if steps.shift is not None else ""
         content = self._content(request, state, train, shifted)
-        reply = self._release(
+        full = self._release(
             "train",
             request.round,
             content,
             lambda: self._fit(request, train, selection, steps, content),
         )
-        steps.remember(reply.array_records[ARRAYS])
-        return reply
+        reply = self._without_own(full, request)
+        names = (settings.run_id, "compression", request.round)
+        sent, read = compressed(
+            reply,
+            request,
+            settings,
+            self._lost,
+            lambda: stream(settings.seed, self._data.name, *names),
+        )
+        steps.remember(read)
+        return sent
+
+    def personal(self, request: Received) -> dict[str, Tensor] | None:
+        """Return a model of this site's own, from the common one in the request.
+
+        It never leaves the site, and nothing that leaves it is computed from it. None where the
+        run asks for none, or there is nobody to train on.
+        """
+        settings, options = self.settings, self.settings.personalisation
+        self._load(request)
+        train, _, _ = self._prepare(request)
+        if not options.steps or not len(self._train_studies):
+            return None
+        rate = options.learning_rate or settings.training.learning_rate
+        names = (settings.run_id, "personal")
+        fit(
+            self._model,
+            train,
+            options=settings.training.model_copy(
+                update={"learning_rate": rate, "schedule": "constant"}
+            ),
+            objective=self._objective,
+            plan=None,
+            steps=options.steps,
+            public=stream(settings.seed, self._data.name, *names),
+            private=Keystream(self._secret, *names),
+            device=self._device,
+            physical_batch=self._data.config.compute.physical_batch,
+            precision=self._data.config.compute.precision,
+            proximal_mu=options.pull,
+            modality_dropout=settings.model.modality_dropout,
+            auxiliary_heads=settings.model.auxiliary_heads,
+            masked_labels=settings.model.masked_labels,
+            progress=1.0,
+        )
+        trained = trainable_state(self._model)
+        return {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
+
+    def _without_own(self, full: RecordDict, request: Received) -> RecordDict:
+        """Return a reply without what stays here, which is kept: paid for as all of the reply."""
+        if not self._kept:
+            return full
+        trained = from_record(full.array_records[ARRAYS])
+        own = {name: trained.pop(name) for name in sorted(self._kept)}
+        self._own.keep(request.round, own, counted=request.counted)
+        return RecordDict({**full, ARRAYS: to_record(trained)})
+
+    def own_parts(self, request: Received) -> dict[str, Tensor]:
+        """Return what this site keeps of the model, as of the round that counted last.
+
+        Raises
+        ------
+        FederationError
+            If it is not in the state folder any more.
+        """
+        if not self._kept or not request.counted:
+            return self._first_own
+        return self._own.after(request.counted, self._first_own)
+
+    def forget(self) -> None:
+        """Drop what was remembered between rounds: the run is over."""
+        self._own.forget()
+        self._memory.forget()
+        self._lost.forget()
 
     def _fit(
         self,
@@ -231,7 +314,8 @@ class Trainer:
 
     def check_state(self, state: dict[str, Tensor]) -> None:
         """Refuse a model that is not this run's; raises `FederationError`."""
-        check_matches(state, trainable_state(self._model))
+        trained = trainable_state(self._model)
+        check_matches(state, {n: value for n, value in trained.items() if n not in self._kept})
 
     def _release(
         self, kind: ReleaseKind, number: int, content: str, compute: Callable[[], RecordDict]
@@ -278,7 +362,7 @@ class Trainer:
                 "the frozen weights (text encoder, model.init) differ between this site and the "
                 "coordinator: install the same files on all sides"
             )
-        self._model.load_state_dict(state, strict=False)
+        self._model.load_state_dict(state | self.own_parts(request), strict=False)
         return state
 
     def _check_round(self, request: Received) -> None:
@@ -302,6 +386,7 @@ class Trainer:
             f"{self._device} {self._data.config.compute.precision}",
             repr(request.request.selection),
             repr(request.proximal_mu),
+            state_sha256(self.own_parts(request)),
             *more,
         )
 

@@ -32,7 +32,7 @@ def compare(
         list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
     ] = None,
     regimes: Annotated[
-        str, typer.Option(help="Some of pooled, local, federated, by commas.")
+        str, typer.Option(help="Some of pooled, local, federated, personalised, by commas.")
     ] = "pooled,local,federated",
     vary: Annotated[
         list[str] | None,
@@ -136,12 +136,13 @@ def _run(
     import shutil
 
     from medfusion.cli.compose import run_federation
+    from medfusion.comparison.trials import sites_differ
 
     for site in sites:
         _link_cache(out / "state" / site.name / "cache", cache / site.name)
     with (out / "log.txt").open("a", encoding="utf-8") as log, redirect_stderr(log):
         run_federation(config, sites, config_path=config_path, out=out)
-    if config.selection.method == "local":  # each site's model reads the features that it chose
+    if sites_differ(config):
         _keep_delivered(sites, out)
     # There may be hundreds of runs: keep no state, finished checkpoint, or report of megabytes.
     (out / "report.html").unlink(missing_ok=True)

@@ -9,9 +9,11 @@ from typing import Any, Literal, cast
 
 from medfusion.config import RunConfig, StrategyOptions, load_config, parse_value
 from medfusion.errors import ConfigError, UsageError, did_you_mean
+from medfusion.training.personalisation_options import PersonalisationOptions
+from medfusion.transport.compression_options import CompressionOptions
 
-Regime = Literal["pooled", "local", "federated"]
-REGIMES: tuple[Regime, ...] = ("pooled", "local", "federated")
+Regime = Literal["pooled", "local", "federated", "personalised"]
+REGIMES: tuple[Regime, ...] = ("pooled", "local", "federated", "personalised")
 
 # All arms are tested on the same patients, so what names them cannot vary.
 _SHARED_BY_ARMS = ("run.task", "simulation")
@@ -44,7 +46,7 @@ def plan_arms(
     config: Path,
     *,
     overrides: Sequence[str] = (),
-    regimes: Sequence[str] = REGIMES,
+    regimes: Sequence[str] = ("pooled", "local", "federated"),
     vary: Sequence[str] = (),
 ) -> tuple[Arm, ...]:
     """Return the arms in order: settings as written, the last key fastest; regimes within them.
@@ -139,12 +141,26 @@ def _config_of(regime: Regime, config: RunConfig) -> RunConfig:
 
     They release metrics only at the end, unless the config says otherwise: the comparison
     makes its own. A node that is alone has nothing to aggregate, so the strategy, whose rules
-    may need several sites, is the plain mean there.
+    may need several sites, is the plain mean there, and what is between sites is off. The
+    personalised regime is the federated one with the models that the sites made their own.
+
+    Raises
+    ------
+    ConfigError
+        If personal models are asked for and the config makes none.
     """
     changes: dict[str, Any] = {}
     if config.evaluation.every is None:
         changes["evaluation"] = config.evaluation.model_copy(update={"every": 0})
-    if regime != "federated":
-        changes["server"] = config.server.model_copy(update={"min_sites": 1})
+    if regime == "personalised" and not config.personalisation.steps:
+        raise ConfigError(
+            "regime personalised: personalisation.steps = 0 makes no personal models; expected "
+            "at least 1"
+        )
+    if regime in ("pooled", "local"):
+        alone = {"min_sites": 1, "secure_aggregation": None}
+        changes["server"] = config.server.model_copy(update=alone)
         changes["strategy"] = StrategyOptions()
+        changes["compression"] = CompressionOptions()
+        changes["personalisation"] = PersonalisationOptions()
     return config.model_copy(update=changes)

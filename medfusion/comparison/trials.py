@@ -22,7 +22,7 @@ from medfusion.data.split import TEST, Fold, split_of
 from medfusion.digests import sha256_of
 from medfusion.errors import MedFusionError
 from medfusion.models.local_files import local_files_sha256
-from medfusion.models.saved import load_model
+from medfusion.models.saved import PERSONAL, load_model
 from medfusion.scoring import score_part
 
 _DIGEST_CHARACTERS = 16
@@ -33,8 +33,9 @@ DELIVERED = "delivered"
 class Runner(Protocol):
     """Runs a federation of ``sites``; leaves ``model/`` and ``summary.json`` in ``out``.
 
-    Where each site selects its own features, ``delivered/NAME`` holds the model as the site
-    uses it; the folder appears whole, after ``summary.json``.
+    Where each site selects its own features or makes the model its own, ``delivered/NAME`` holds
+    the model as the site uses it, its own one under ``personal``; the folder appears whole, after
+    ``summary.json``.
 
     ``config_path`` is the resolved config on disk; ``cache / NAME`` holds the decoded images of
     a site, for all runs. Called again for an unfinished ``out``, it resumes.
@@ -66,6 +67,8 @@ class FoldData:
 class Trial:
     """One run: ``sites`` take part, and the test studies of each are scored in their order.
 
+    ``personal`` scores each site's with the model that it made its own.
+
     ``arm`` says in words which arm (the first, if several share the run) it belongs to.
     """
 
@@ -73,6 +76,7 @@ class Trial:
     arm: str
     config: RunConfig
     sites: tuple[SiteData, ...]
+    personal: bool = False
 
 
 def deal_folds(sites: Sequence[SiteData], count: int | None) -> list[FoldData]:
@@ -118,14 +122,15 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
     if arm.regime == "local":
         groups = [(f"local-{s.name}", (s,), [data.digests[s.name]]) for s in data.sites]
     else:
-        members = data.sites if arm.regime == "federated" else (data.pooled,)
+        members = (data.pooled,) if arm.regime == "pooled" else data.sites
         groups = [(arm.regime, members, list(data.digests.values()))]
     fold = [f"fold{data.fold.index + 1}of{data.fold.count}"] if data.fold else []
     for group, taking_part, digests in groups:
         parts = (group, config_text(config), *digests, files)
         content = sha256_of(part.encode() for part in parts)
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
-        yield Trial(name, str(arm), config, taking_part)
+        personal = arm.regime == "personalised"
+        yield Trial(name, str(arm), config, taking_part, personal)
 
 
 def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
@@ -154,13 +159,18 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
 
 
 def _has_run(trial: Trial, folder: Path) -> bool:
-    delivered = (folder / DELIVERED).is_dir() or not _selects_locally(trial)
+    delivered = (folder / DELIVERED).is_dir() or not sites_differ(trial.config)
     return delivered and (folder / "summary.json").exists()
 
 
-def _selects_locally(trial: Trial) -> bool:
-    """Whether each site's model reads the features that it chose itself."""
-    return trial.config.selection.method == "local"
+def sites_differ(config: RunConfig) -> bool:
+    """Whether each site uses a model of its own: with features or weights that it chose itself."""
+    return _uses_delivered(config) or config.personalisation.steps > 0
+
+
+def _uses_delivered(config: RunConfig) -> bool:
+    """Whether the delivered model is another one at each site."""
+    return config.selection.method == "local" or config.personalisation.local != "none"
 
 
 def scores_of(trial: Trial, *, out: Path) -> NDArray[np.float32]:
@@ -173,7 +183,11 @@ def _score(trial: Trial, folder: Path, cache: Path) -> NDArray[np.float32]:
     """Score each site's test studies with the model that it uses."""
     parts = []
     for site in trial.sites:
-        model = folder / DELIVERED / site.name if _selects_locally(trial) else folder / "model"
+        model = folder / "model"
+        if trial.personal:
+            model = folder / DELIVERED / site.name / PERSONAL
+        elif _uses_delivered(trial.config):
+            model = folder / DELIVERED / site.name
         saved = load_model(model)
         parts.append(score_part(saved, site, TEST, cache=cache / site.name).logits)
     return np.concatenate(parts)

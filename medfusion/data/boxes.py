@@ -89,7 +89,7 @@ def place_boxes(
     )
     sizes = _sizes(study, images)  # [R, 2]
     without_image = np.array([s >= 0 and images[s] is None for s in study], dtype=bool)
-    numbers: Mask = np.isfinite(drawn.xywh).all(axis=1)
+    numbers: Mask = np.all(np.isfinite(drawn.xywh), axis=1)
     positive: Mask = numbers & (drawn.xywh[:, 2:] > 0).all(axis=1)
     measured: Mask = positive & np.isfinite(sizes).all(axis=1)
     outside: Mask = measured & _leaves(drawn.xywh, sizes)
@@ -160,7 +160,7 @@ def _sizes(study: NDArray[np.int64], images: Sequence[Path | None]) -> NDArray[n
 
 def _leaves(xywh: NDArray[np.float64], sizes: NDArray[np.float64]) -> Mask:
     beyond = np.concatenate([xywh[:, :2] + xywh[:, 2:] - sizes, -xywh[:, :2]], axis=1)
-    leaves: Mask = (beyond > _SLACK).any(axis=1)
+    leaves: Mask = np.any(beyond > _SLACK, axis=1)
     return leaves
 
 

@@ -1,4 +1,4 @@
-"""Signatures of the coordinator: Ed25519 [1]_, its keys and signatures as base64 text.
+"""Signatures of coordinator and sites: Ed25519 [1]_, its keys and signatures as base64 text.
 
 What is signed begins with its purpose, so that a signature for one is worth nothing for another.
 
@@ -20,7 +20,7 @@ from medfusion.atomic_files import create_secret
 from medfusion.errors import ConfigError
 from medfusion.federation.key_file import read_key_file
 
-Purpose = Literal["kit", "run"]
+Purpose = Literal["kit", "run", "secagg"]
 
 _KEY_BYTES = 32
 

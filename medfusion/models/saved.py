@@ -19,6 +19,8 @@ from medfusion.models.contract import Model, frozen_sha256, trainable_state
 from medfusion.models.options import ModelOptions
 from medfusion.models.registry import build_model
 
+PERSONAL = "personal"  # folder, beside a hospital's copy of the common model, of its own one
+
 _OPTIONS: TypeAdapter[ModelOptions] = TypeAdapter(
     Annotated[ModelOptions, Field(discriminator="name")]
 )

@@ -6,6 +6,7 @@ is resumed from a checkpoint.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import SupportsInt
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -18,12 +19,12 @@ Counted = dict[str, NDArray[np.int64]]
 
 
 def telling_what_counted(
-    messages: Iterable[Message], counted: Counted, names: Mapping[int, str]
+    messages: Iterable[Message], counted: Mapping[str, SupportsInt], names: Mapping[int, str]
 ) -> list[Message]:
     """Return the messages, each with the round of its site that counted last, 0 for none."""
     told = []
     for message in messages:
-        round_ = counted.get(names[message.metadata.dst_node_id], np.int64(0))
+        round_ = counted.get(names[message.metadata.dst_node_id], 0)
         config = ConfigRecord({**message.content.config_records[CONFIG], COUNTED_KEY: int(round_)})
         content = RecordDict({**message.content, CONFIG: config})
         meta = message.metadata

@@ -175,10 +175,10 @@ def make_pull(
 ) -> Callable[[], None] | None:
     """Return what adds ``mu * (w - w0) + shift`` to each gradient, w0 being w as of now.
 
-    None if there is nothing to add.
+    None if there is nothing to add. What ``shift`` does not name is not shifted.
     """
     received = {n: parameter.detach().clone() for n, parameter in trainable.items()} if mu else {}
-    moved = {n: shift[n].to(p.device) for n, p in trainable.items()} if shift is not None else {}
+    moved = {n: tensor.to(trainable[n].device) for n, tensor in (shift or {}).items()}
     if not (received or moved):
         return None
 
@@ -189,7 +189,7 @@ def make_pull(
                     parameter.grad = torch.zeros_like(parameter)
                 if received:
                     parameter.grad.add_(parameter - received[name], alpha=mu)
-                if moved:
+                if name in moved:
                     parameter.grad.add_(moved[name])
 
     return pull

@@ -93,7 +93,7 @@ def fit(
         FedProx [1]_: adds ``proximal_mu * (w - w_received)`` to the gradient, after clipping
         and noise.
     gradient_shift
-        Added to the gradient as well, a tensor for each trainable parameter by name: the
+        Added to the gradient as well, tensors by the name of the trainable parameter: the
         correction of a strategy (see `medfusion.strategies.site_rules`).
     modality_dropout
         Probability with which a sample loses each modality in training.

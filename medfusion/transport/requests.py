@@ -11,6 +11,7 @@ select         query.select       histograms (array ``histograms``)
 train          train              trainable state, ``num-examples``
 evaluate       evaluate           score histograms (array ``histograms``)
 deliver        query.deliver      nothing but the acknowledgement
+secagg         query.secagg       what one exchange of secure aggregation asks for
 =============  =================  ==========================================
 
 Beside that, a good reply carries a `Receipt` of the site's ledger, and a request the newest one
@@ -41,8 +42,11 @@ from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.privacy.options import PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.training.options import TrainingOptions
+from medfusion.training.personalisation_options import PersonalisationOptions
+from medfusion.transport.compression_options import CompressionOptions
+from medfusion.transport.secagg_options import SecureAggregationOptions
 
-RequestKind = Literal["describe", "select", "train", "evaluate", "deliver"]
+RequestKind = Literal["describe", "select", "train", "evaluate", "deliver", "secagg"]
 
 MESSAGE_TYPES: dict[RequestKind, str] = {
     "describe": "query.describe",
@@ -50,12 +54,14 @@ MESSAGE_TYPES: dict[RequestKind, str] = {
     "train": "train",
     "evaluate": "evaluate",
     "deliver": "query.deliver",
+    "secagg": "query.secagg",
 }
 
 # Names of the records in a message: Flower's strategies expect the first three.
 ARRAYS, CONFIG, METRICS, REPLY = "arrays", "config", "metrics", "reply"
 RECEIPT = "receipt"
 GUIDE = "guide"  # arrays that a strategy sends beside the model
+SECAGG, MASKED = "secagg", "masked"
 REQUEST_KEY, ROUND_KEY, MU_KEY = "request", "server-round", "proximal-mu"
 COUNTED_KEY = "counted-round"
 WEIGHT_KEY, LOSS_KEY = "num-examples", "train_loss"
@@ -79,6 +85,9 @@ class RunSettings(Options):
     privacy: PrivacyOptions
     report_loss: bool = False
     site_rule: SiteRuleName = "none"
+    secure_aggregation: SecureAggregationOptions | None = None
+    compression: CompressionOptions = CompressionOptions()
+    personalisation: PersonalisationOptions = PersonalisationOptions()
 
 
 class Request(Options):
@@ -117,7 +126,7 @@ class Received:
     """A request as it reached the Node; ``signed`` are its settings as they travelled.
 
     ``guide`` is what the strategy sends beside the model; ``counted`` the last round whose reply
-    of this site counted, 0 for none.
+    of this site counted, 0 for none; ``secagg`` what secure aggregation tells and asks.
     """
 
     request: Request
@@ -128,6 +137,7 @@ class Received:
     signed: dict[str, Any] | None = None
     guide: ArrayRecord | None = None
     counted: int = 0
+    secagg: dict[str, Any] | None = None
 
     @classmethod
     def parse(cls, content: RecordDict) -> Self:
@@ -147,6 +157,8 @@ class Received:
             number = int(str(config.get(ROUND_KEY, 0)))
             proximal_mu = float(str(config.get(MU_KEY, 0.0)))
             counted = int(str(config.get(COUNTED_KEY, 0)))
+            told = content.config_records.get(SECAGG)
+            secagg = None if told is None else dict(json.loads(str(told["json"])))
         except (KeyError, ValueError, AttributeError, RecursionError):
             raise FederationError(
                 "the request cannot be read; are all sides on one version?"
@@ -162,6 +174,7 @@ class Received:
             signed=data.get("settings"),
             guide=content.array_records.get(GUIDE),
             counted=counted,
+            secagg=secagg,
         )
 
 
@@ -181,6 +194,11 @@ def request_content(request: Request, arrays: ArrayRecord | None = None) -> Reco
     if arrays is not None:
         content[ARRAYS] = arrays
     return content
+
+
+def secagg_record(data: dict[str, Any]) -> dict[str, ConfigRecord]:
+    """Return the record, by its name, that carries an exchange of secure aggregation."""
+    return {SECAGG: ConfigRecord({"json": json.dumps(data)})}
 
 
 def reply_with(data: dict[str, Any]) -> RecordDict:

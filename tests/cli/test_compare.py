@@ -110,6 +110,18 @@ def test_a_run_killed_before_its_sites_models_are_kept_goes_on(config, tmp_path,
     assert "resumed after round 2" in next((tmp_path / "cut").glob("runs/*/log.txt")).read_text()
 
 
+def test_personal_models_suit_sites_that_contradict_each_other(config, tmp_path):
+    arguments = ["--regimes", "federated,personalised", "--set", "personalisation.steps=40"]
+    result = call(config, tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    common, personal = json.loads((tmp_path / "out" / "compare.json").read_text())["arms"]
+    assert personal["regime"] == "personalised"
+    gain = personal["auroc_within_sites"]["mean"] - common["auroc_within_sites"]["mean"]
+    assert gain > 0.1
+    for arm in (common, personal):
+        assert set(arm["per_site"]) == {"north", "south"}
+
+
 def test_folds_under_privacy(config, tmp_path):
     arguments = ["--set", "privacy.enabled=true", "--set", "run.rounds=1"]
     arguments += ["--regimes", "federated", "--folds", "2", "--seeds", "2"]

@@ -346,6 +346,8 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
             bytes(32),
             asker.node._ledger,
             StrategyMemory(tmp_path / "strategy"),
+            StrategyMemory(tmp_path / "lost"),
+            StrategyMemory(tmp_path / "own"),
             exact=None,
         )
         digests.append(trainer._data_sha256)

@@ -6,8 +6,10 @@ import torch
 from node_asker import NodeAsker
 
 from client.node.strategy_memory import StrategyMemory
+from client.node.trainer import Trainer
 from medfusion.errors import FederationError
 from medfusion.transport.arrays import from_record, to_record
+from medfusion.transport.compress import Codec
 from medfusion.transport.requests import (
     ARRAYS,
     CONFIG,
@@ -19,6 +21,7 @@ from medfusion.transport.requests import (
     read_error,
     request_content,
 )
+from medfusion.transport.updates import moved_by
 
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(())}
 
@@ -43,14 +46,15 @@ class Asker(NodeAsker):
         reply = self.node.handle("train", content)
         if error := read_error(reply):
             raise error
-        return from_record(reply.array_records[ARRAYS])
+        record = reply.array_records[ARRAYS]
+        return record if "scales" in record else from_record(record)
 
     @property
     def start(self):
         return from_record(self.record)
 
     def folder(self):
-        return self.state.strategy_folder(self.settings.run_id)
+        return self.state.strategy_folder(self.settings.run_id) / "strategy"
 
 
 def filled(like, seed):
@@ -157,3 +161,49 @@ def test_memory_survives_bit_by_bit_and_a_half_written_file_is_not_seen(tmp_path
     (tmp_path / "run" / "round-000001.safetensors").write_bytes(b"nonsense")
     with pytest.raises(FederationError, match="damaged"):
         memory.after(1, LIKE)
+
+
+def test_scaffolds_memory_is_of_what_the_coordinator_reads(cohort, tmp_path):
+    """It computes the control variates from the compressed update, so the site must as well."""
+    sets = ("strategy.name=scaffold", "privacy.enabled=false", "compression.level=int4")
+    asker = Asker(cohort, tmp_path, *sets)
+    model = asker.start
+    codec = Codec.of(asker.settings.compression, sum(x.numel() for x in model.values()))
+    guide = filled(model, 1)
+    packed = asker.train(1, model, counted=0, guide=guide)
+    read = codec.unpack({name: array.numpy() for name, array in packed.items()})
+    sent = from_record(moved_by(to_record(model), read))
+    kept = StrategyMemory(asker.folder()).after(1, model)
+    for name in model:
+        expected = -guide[name] + (model[name] - sent[name]) / (3 * 0.5)
+        torch.testing.assert_close(kept[name], expected)
+
+
+@pytest.mark.parametrize("private", ["true", "false"])
+def test_what_compression_lost_follows_from_the_release(cohort, tmp_path, private):
+    """Memory plus what was sent is the update as it was released, which the ledger keeps."""
+    sets = ("compression.level=int4", f"privacy.enabled={private}")
+    asker = Asker(cohort, tmp_path / "packed", *sets)
+    codec = Codec.of(asker.settings.compression, sum(x.numel() for x in asker.start.values()))
+    model, owed = asker.start, np.zeros(codec.size, np.float32)
+    released = []
+    genuine = Trainer._release
+
+    def release(self, *arguments):
+        reply = genuine(self, *arguments)
+        released.append(from_record(reply.array_records[ARRAYS]))
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_release", release)
+        for number in (1, 2, 3):
+            packed = asker.train(number, model, counted=number - 1)
+            read = codec.unpack({name: array.numpy() for name, array in packed.items()})
+            update = np.concatenate(
+                [(released[-1][name] - model[name]).numpy().ravel() for name in sorted(model)]
+            )
+            owed = owed + update - read
+            kept = StrategyMemory(asker.folder().parent / "lost")
+            found = kept.after(number, {"lost": torch.zeros(codec.size)})["lost"].numpy()
+            np.testing.assert_allclose(found, owed, atol=1e-5)
+    assert owed.any()

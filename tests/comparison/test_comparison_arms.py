@@ -103,6 +103,7 @@ def test_a_node_alone_needs_no_quorum_and_no_strategy(config):
         ({"regimes": ["federate"]}, UsageError, "did you mean 'federated'"),
         ({"regimes": ["local", "local"]}, UsageError, "each once"),
         ({"regimes": [""]}, UsageError, "pooled, local, federated"),
+        ({"regimes": ["personalised"]}, ConfigError, "makes no personal models"),
         ({"vary": ["training.batch_size"]}, UsageError, "KEY=A,B"),
         ({"vary": ["training.batch_size="]}, UsageError, "KEY=A,B"),
         ({"vary": ["training.batch_size=4,,8"]}, UsageError, "KEY=A,B"),
@@ -118,3 +119,20 @@ def test_a_node_alone_needs_no_quorum_and_no_strategy(config):
 def test_bad_usage_is_explained(config, options, error, message):
     with pytest.raises(error, match=message):
         plan_arms(config, **options)
+
+
+def test_what_is_between_sites_is_off_where_a_node_is_alone(config):
+    overrides = (
+        "server.min_sites=2",
+        "server.secure_aggregation={threshold=2}",
+        "personalisation.steps=3",
+    )
+    arms = plan_arms(
+        config, regimes=["pooled", "local", "federated", "personalised"], overrides=overrides
+    )
+    for arm in arms:
+        together = arm.regime in ("federated", "personalised")
+        assert (arm.config.server.secure_aggregation is not None) == together
+        assert arm.config.personalisation.steps == (3 if together else 0)
+    packed = plan_arms(config, regimes=["local"], overrides=["compression.level=int8"])
+    assert packed[0].config.compression.off

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
@@ -19,17 +20,28 @@ from tabular_cohort import write_ward
 
 import medfusion.privacy as privacy_package
 from medfusion.errors import WaitingError
+from medfusion.federation.signatures import SigningKey
 from medfusion.transport.requests import (
     ARRAYS,
+    CONFIG,
     MESSAGE_TYPES,
     METRICS,
     REPLY,
+    ROUND_KEY,
     Request,
     error_reply,
+    read_error,
+    read_reply,
+    reply_with,
+    request_content,
+    secagg_record,
 )
+from medfusion.transport.secagg import MaskingSite
+from medfusion.transport.secagg_keys import Offer, survivors_content
 
 PRIVATE = ("privacy.enabled=true", "privacy.target_epsilon=8", "training.steps=2")
 PLAIN = ("privacy.enabled=false", "training.steps=2")
+SITES = ("north", "oth1", "oth2")  # the site that is asked, and peers in memory
 LOSS = ("strategy.name=qfedavg", "strategy.client_learning_rate=0.1")
 
 DECLARED = "declared in site.toml and frozen, so nothing is learned from patients"
@@ -54,6 +66,8 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
     "select": HISTOGRAMS | WEIGHT | RECEIPT,
     "train": {
         "arrays.arrays.PARAMETER": ("float32", "the model: clipped, noised and charged"),
+        "arrays.arrays.values": ("uint8", "compression only: the same, rounded"),
+        "arrays.arrays.scales": ("float32", "compression only: the same, rounded"),
         "config.reply.json.selected[]": ("int", "local selection only: from noised histograms"),
         "metrics.metrics.train_loss": ("float", "qfedavg only, which privacy refuses"),
         **WEIGHT,
@@ -61,6 +75,20 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
     },
     "evaluate": HISTOGRAMS | WEIGHT | RECEIPT,
     "deliver": {"config.reply.json.delivered": ("bool", "always true"), **RECEIPT},
+    "secagg": {
+        "config.reply.json.offer.site": ("str", "the site's public name"),
+        "config.reply.json.offer.encrypting": ("str", "a fresh public key"),
+        "config.reply.json.offer.masking": ("str", "a fresh public key"),
+        "config.reply.json.offer.signer": ("str", "the site's lasting public key"),
+        "config.reply.json.offer.signature": ("str", "of these, which holds nothing else"),
+        "config.reply.json.shares.SITE": ("str", "shares of fresh secrets, encrypted"),
+        "config.reply.json.signature": ("str", "of who survived, which the coordinator said"),
+        "config.reply.json.revealed.seeds.SITE": ("str", "a share of a fresh secret"),
+        "config.reply.json.revealed.keys.SITE": ("str", "a share of a fresh secret"),
+        "arrays.arrays.masked": ("uint32", "the update, clipped, noised and charged, masked"),
+        **WEIGHT,
+        **RECEIPT,
+    },
     "error": {
         "config.reply.error": ("str", "a class of errors"),
         "config.reply.message": ("str", "our own words, without patient data"),
@@ -95,12 +123,54 @@ def leaves(path: str, value: Any, asker: NodeAsker) -> Iterator[tuple[str, str]]
         yield path, "task"
     elif isinstance(value, dict):
         for key, inner in value.items():
+            key = "SITE" if key in SITES else key
             yield from leaves(f"{path}.{key}", inner, asker)
     elif isinstance(value, list):
         for inner in value:
             yield from leaves(f"{path}[]", inner, asker)
     else:
         yield path, type(value).__name__
+
+
+def ask_securely(asker: NodeAsker) -> RecordDict:
+    """Return all that a site answers in a round of secure aggregation, as one reply.
+
+    Two peers in memory take part; the update of one of them is lost.
+    """
+    run, peers = asker.settings.run_id, SITES[1:]
+    keys = {n: SigningKey(Ed25519PrivateKey.from_private_bytes(n.encode() * 8)) for n in peers}
+    others = {n: MaskingSite(n, keys[n], run=run, number=1, threshold=2) for n in peers}
+    answers = RecordDict()
+    found: dict[str, Any] = {}
+
+    def ask(kind: str, **told: Any) -> dict[str, Any]:
+        content = request_content(Request(settings=asker.settings), asker.record)
+        content[CONFIG][ROUND_KEY] = 1
+        content.update(secagg_record(told))
+        reply = asker.node.handle(kind, content)
+        assert read_error(reply) is None
+        answers.update({name: record for name, record in reply.items() if name != REPLY})
+        found.update(read_reply(reply) if REPLY in reply else {})
+        return found
+
+    listed = [
+        ask("secagg", step="offer")["offer"],
+        *(o.offer().model_dump() for o in others.values()),
+    ]
+    offers = [Offer.parse(one, where="offer") for one in listed]
+    ask("secagg", step="share", offers=listed)
+    pinned = {one.site: one.signer for one in offers}
+    sent = {name: other.share(offers, pinned) for name, other in others.items()}
+    one = others[peers[0]]
+    one.mask(np.zeros(3, np.uint32), {SITES[0]: found["shares"][peers[0]]})
+    ask("train", inbox={name: shares[SITES[0]] for name, shares in sent.items()}, patients=10**6)
+    survivors = list(SITES[:2])
+    own = ask("secagg", step="confirm", survivors=survivors)["signature"]
+    content = survivors_content(run, 1, offers, sorted(survivors))
+    signed = {SITES[0]: own, peers[0]: keys[peers[0]].sign("secagg", content)}
+    ask("secagg", step="reveal", signatures=signed)
+    answers.update(reply_with(found))
+    return answers
 
 
 def unexpected(kind: str, found: dict[str, str]) -> dict[str, str]:
@@ -127,6 +197,12 @@ def ask_everything(asker: NodeAsker) -> dict[str, RecordDict]:
 
 
 @pytest.fixture(scope="module")
+def masked(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> RecordDict:
+    masking = "server.secure_aggregation={threshold=2}"
+    return ask_securely(NodeAsker(cohort, tmp_path_factory.mktemp("masked"), *PRIVATE, masking))
+
+
+@pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ward(tmp_path_factory.mktemp("fields") / "ward", sites=("north",)).parent
 
@@ -142,16 +218,23 @@ def replies(private: NodeAsker) -> dict[str, RecordDict]:
 
 
 def test_nothing_but_the_listed_fields_leaves(
-    cohort: Path, tmp_path: Path, private: NodeAsker, replies: dict[str, RecordDict]
+    cohort: Path,
+    tmp_path: Path,
+    private: NodeAsker,
+    replies: dict[str, RecordDict],
+    masked: RecordDict,
 ) -> None:
+    replies = {**replies, "secagg": masked}
     assert set(replies) - {"error"} == set(MESSAGE_TYPES)
     seen: dict[str, dict[str, str]] = {kind: {} for kind in replies}
     local = NodeAsker(cohort, tmp_path / "local", *PRIVATE, "selection.method=local")
     plain = NodeAsker(cohort, tmp_path / "plain", *PLAIN, *LOSS)
+    packed = NodeAsker(cohort, tmp_path / "packed", *PRIVATE, "compression.level=int4")
     for asker, answers in (
         (private, replies),
         (local, ask_everything(local)),
         (plain, ask_everything(plain)),
+        (packed, {"train": packed.ask("train")}),
     ):
         for kind, reply in answers.items():
             if kind == "select" and asker is local:  # the histograms stay at the site

@@ -92,13 +92,6 @@ def test_steps_are_those_of_the_papers_also_when_replies_are_lost(rounds):
 
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
-def test_the_order_of_replies_changes_no_bit(name):
-    patients = (10, 70, 200, 35)
-    plain, turned = (make_run(name, patients=patients, turned=t) for t in (False, True))
-    np.testing.assert_array_equal(w_of(plain.run(6)), w_of(turned.run(6)))
-
-
-@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
 def test_a_resumed_run_goes_on_to_the_same_bit(name, tmp_path):
     lost = {2: ("a",), 4: ("b",)}
     whole = w_of(make_run(name, unheard=lost).run(7))

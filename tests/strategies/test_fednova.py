@@ -54,9 +54,3 @@ def test_effective_steps_count_what_momentum_repeats(steps, momentum):
         velocity = momentum * velocity + 1.0
         moved += velocity
     assert effective_steps(steps, momentum) == pytest.approx(moved)
-
-
-def test_the_order_of_replies_changes_no_bit():
-    training = plain_sgd(steps=None, batch_size=10)
-    plain, turned = (make_run("fednova", training, turned=t) for t in (False, True))
-    np.testing.assert_array_equal(w_of(plain.run(4)), w_of(turned.run(4)))

@@ -1,0 +1,45 @@
+"""Section ``[personalisation]``: a model of each hospital's own, beside the common one."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from medfusion.options import Options
+
+LocalPart = Literal["none", "head", "norms"]
+
+
+class PersonalisationOptions(Options):
+    """Parts of the model that stay at the site, and further steps once it is delivered.
+
+    ``local`` names what never travels (`medfusion.models.local_parts`); it is trained privately
+    with all else.
+
+    ``steps`` train a model of the site's own from the common one. With ``pull = 0`` this is
+    fine-tuning. Above 0 it solves Ditto's problem [1]_, which is to minimise the site's loss plus
+    ``pull / 2`` times the squared distance to the common model w; here with the final w, where
+    the paper alternates. The result stays at the site, next to the common model, and influences
+    nothing that leaves it: it is trained without noise and no plan pays for it, also in a private
+    run. A hospital that passes it on passes on what it holds of its patients.
+
+    Attributes
+    ----------
+    local
+        What each site keeps for itself.
+    steps
+        Optimiser steps; 0 makes no personal model.
+    learning_rate
+        None: that of training.
+    pull
+        Strength of the pull towards the common model.
+
+    References
+    ----------
+    .. [1] Li et al., "Ditto: fair and robust federated learning through personalization",
+       ICML 2021, arXiv 2012.04221, objective (Ditto).
+    """
+
+    local: LocalPart = "none"
+    steps: int = Field(default=0, ge=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    pull: float = Field(default=0.0, ge=0)

@@ -1,0 +1,86 @@
+"""Keys, masks and signed statements of secure aggregation (`medfusion.transport.secagg`)."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from numpy.typing import NDArray
+
+from medfusion.errors import FederationError
+from medfusion.options import Options
+from medfusion.privacy.keystream import derive_key, encode_info
+
+_DOMAIN = "medfusion secure aggregation 1"
+_NONCE = bytes(12)  # a key encrypts one message only
+
+
+class Offer(Options):
+    """A site's public keys of one round, hexadecimal, and its signature of them.
+
+    ``signer`` is the site's lasting key, which others pin.
+    """
+
+    site: str
+    encrypting: str
+    masking: str
+    signer: str
+    signature: str
+
+
+def offer_content(run: str, number: int, site: str, encrypting: str, masking: str) -> bytes:
+    """Return what a site signs of its keys."""
+    return encode_info(_DOMAIN, "offer", run, number, site, encrypting, masking)
+
+
+def survivors_content(
+    run: str, number: int, offers: Iterable[Offer], survivors: Sequence[str]
+) -> bytes:
+    """Return what sites sign of who survived: the round's keys belong to it."""
+    keys = [part for one in offers for part in (one.site, one.encrypting, one.masking)]
+    return encode_info(_DOMAIN, "survivors", run, number, len(keys), *keys, *survivors)
+
+
+def agree(own: X25519PrivateKey, theirs: str, purpose: str, *names: str | int) -> bytes:
+    """Return 32 bytes that two sites alone can compute, for one purpose.
+
+    Raises
+    ------
+    FederationError
+        If the other's key is none.
+    """
+    try:
+        public = X25519PublicKey.from_public_bytes(bytes.fromhex(theirs))
+        shared = own.exchange(public)
+    except ValueError:
+        raise FederationError("a public key of a site is none") from None
+    return derive_key(shared, encode_info(_DOMAIN, purpose, *names))
+
+
+def encrypted(key: bytes, text: bytes) -> bytes:
+    """Return ``text`` encrypted and authenticated under a key that is used for nothing else."""
+    return ChaCha20Poly1305(key).encrypt(_NONCE, text, None)
+
+
+def decrypted(key: bytes, text: bytes) -> bytes | None:
+    """Return what `encrypted` was given; None if it is not of this key, or was changed."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(_NONCE, text, None)
+    except InvalidTag:
+        return None
+
+
+def mask(key: bytes, size: int) -> NDArray[np.uint32]:
+    """Return the stream of a key as uint32 [size]: AES-256 in counter mode."""
+    stream = Cipher(AES256(key), CTR(bytes(16))).encryptor()
+    return np.frombuffer(stream.update(bytes(4 * size)), dtype="<u4")
+
+
+def pair_mask(key: bytes, size: int, *, own: str, other: str) -> NDArray[np.uint32]:
+    """Return what a pair's mask adds to the first one's part, and takes from the second's."""
+    stream = mask(key, size)
+    return stream if own < other else np.negative(stream)

@@ -1,0 +1,23 @@
+"""Section ``[server.secure_aggregation]``; free of heavy imports."""
+
+from pydantic import Field
+
+from medfusion.options import Options
+
+
+class SecureAggregationOptions(Options):
+    """The coordinator learns sums of updates only (`medfusion.transport.secagg`).
+
+    Attributes
+    ----------
+    threshold
+        Fewest sites whose sum may be learned: more than half of those that take part. Fewer
+        than this lost in a round are made up for.
+    update_range
+        Largest entry of a site's update in a round; a site with a larger one sends nothing. The
+        sum is exact to ``update_range * 2**-29`` a site, times all patients over those that
+        answered.
+    """
+
+    threshold: int = Field(ge=2)
+    update_range: float = Field(default=8.0, gt=0, lt=2.0**20)

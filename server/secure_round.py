@@ -1,0 +1,174 @@
+"""The coordinator's part in secure aggregation (`medfusion.transport.secagg`)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from medfusion.errors import FederationError
+from medfusion.transport.fixed_point import FixedPoint
+from medfusion.transport.requests import (
+    ARRAYS,
+    MASKED,
+    MESSAGE_TYPES,
+    METRICS,
+    WEIGHT_KEY,
+    read_reply,
+    secagg_record,
+)
+from medfusion.transport.secagg import Revealed, unmasked
+from medfusion.transport.secagg_keys import Offer
+from medfusion.transport.secagg_options import SecureAggregationOptions
+from medfusion.transport.updates import moved_by, size_of
+from server.exchange import Check, Replies
+from server.reply_checks import check_masked
+
+T = TypeVar("T")
+Exchange = Callable[[list[Message], Check], Replies]
+"""Sends messages, and returns the replies that pass a check."""
+
+
+@dataclass(frozen=True)
+class SecureRound:
+    """One round: from the strategy's training messages to the mean of the updates.
+
+    Parameters
+    ----------
+    names
+        Site names by node id.
+    patients
+        Declared patients by site name, of all sites of the run.
+    exchange
+        How to reach the sites.
+    """
+
+    options: SecureAggregationOptions
+    run: str
+    number: int
+    names: Mapping[int, str]
+    patients: Mapping[str, int]
+    exchange: Exchange
+
+    def train(self, messages: Sequence[Message], incoming: ArrayRecord) -> tuple[Replies, Message]:
+        """Return the masked replies, and one reply that carries the mean model.
+
+        Raises
+        ------
+        FederationError
+            If fewer sites than the threshold answer an exchange. Nothing is learned then.
+        """
+        asked = {self.names[message.metadata.dst_node_id]: message for message in messages}
+        offered = self._ask("offer", asked, {name: {} for name in asked}, _read_offer)
+        offers = list(offered.values())
+        told = {"offers": [offer.model_dump() for offer in offers]}
+
+        def read_shares(name: str, answer: dict[str, Any]) -> dict[str, str]:
+            return _read_texts(answer["shares"], expected=offered.keys() - {name})
+
+        shares = self._ask("share", asked, dict.fromkeys(offered, told), read_shares)
+        replies = self._train(asked, incoming, shares)
+        masked = {
+            name: reply.content.array_records[ARRAYS][MASKED].numpy()
+            for name, reply in replies.good.items()
+        }
+        survivors = sorted(masked)
+        listed = {name: {"survivors": survivors} for name in survivors}
+        signatures = self._ask("confirm", asked, listed, lambda name, a: str(a["signature"]))
+        signed = {name: {"signatures": signatures} for name in signatures}
+        revealed = self._ask("reveal", asked, signed, _read_revealed)
+        total = unmasked(
+            masked,
+            revealed,
+            offers,
+            list(shares),
+            run=self.run,
+            number=self.number,
+            threshold=self.options.threshold,
+        )
+        return replies, self._mean(total, survivors, incoming)
+
+    def _ask(
+        self,
+        step: str,
+        asked: Mapping[str, Message],
+        told: Mapping[str, Mapping[str, Any]],
+        read: Callable[[str, dict[str, Any]], T],
+    ) -> dict[str, T]:
+        """Send one exchange to the sites of ``told``; return what was read of their answers.
+
+        What ``read`` refuses counts as no answer.
+        """
+        messages = []
+        for name, parts in told.items():
+            request = asked[name]
+            configs = {k: v for k, v in request.content.items() if isinstance(v, ConfigRecord)}
+            content = RecordDict({**configs, **secagg_record({"step": step, **parts})})
+            messages.append(Message(content, request.metadata.dst_node_id, MESSAGE_TYPES["secagg"]))
+
+        def check(name: str, reply: Message) -> None:
+            read(name, read_reply(reply.content))
+
+        replies = self.exchange(messages, check)
+        self._require(step, replies)
+        return {name: read(name, read_reply(r.content)) for name, r in replies.good.items()}
+
+    def _train(
+        self,
+        asked: Mapping[str, Message],
+        incoming: ArrayRecord,
+        shares: Mapping[str, Mapping[str, str]],
+    ) -> Replies:
+        messages = []
+        for name in shares:
+            inbox = {giver: sent[name] for giver, sent in shares.items() if giver != name}
+            told = {"inbox": inbox, "patients": sum(self.patients.values())}
+            request = asked[name]
+            content = RecordDict({**request.content, **secagg_record(told)})
+            messages.append(Message(content, request.metadata.dst_node_id, MESSAGE_TYPES["train"]))
+        size = size_of(incoming)
+
+        def check(name: str, reply: Message) -> None:
+            check_masked(reply, size, patients=self.patients[name])
+
+        replies = self.exchange(messages, check)
+        self._require("mask", replies)
+        return replies
+
+    def _require(self, step: str, replies: Replies) -> None:
+        if len(replies.good) < self.options.threshold:
+            raise FederationError(
+                f"round {self.number}: {len(replies.good)} sites answered the exchange {step!r} of "
+                f"secure aggregation, expected {self.options.threshold}; nothing was learned"
+            )
+
+    def _mean(
+        self, total: NDArray[np.uint32], survivors: Sequence[str], incoming: ArrayRecord
+    ) -> Message:
+        parts = FixedPoint(self.options.update_range).decode(total, sites=len(survivors))
+        answered = sum(self.patients[name] for name in survivors)
+        update = parts * (sum(self.patients.values()) / answered)
+        content = RecordDict(
+            {ARRAYS: moved_by(incoming, update), METRICS: MetricRecord({WEIGHT_KEY: answered})}
+        )
+        return Message(content, 0, "train")
+
+
+def _read_offer(name: str, answer: dict[str, Any]) -> Offer:
+    offer = Offer.parse(answer["offer"], where=f"offer of {name}")
+    if offer.site != name:
+        raise FederationError(f"expected keys of {name!r}, found those of another site")
+    return offer
+
+
+def _read_texts(texts: dict[str, Any], *, expected: AbstractSet[str]) -> dict[str, str]:
+    if texts.keys() != expected or not all(isinstance(text, str) for text in texts.values()):
+        raise FederationError("expected shares for each other site")
+    return texts
+
+
+def _read_revealed(name: str, answer: dict[str, Any]) -> Revealed:
+    return Revealed.parse(answer["revealed"], where=f"shares of {name}")

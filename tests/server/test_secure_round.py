@@ -1,0 +1,222 @@
+"""Rounds whose updates are masked, over sites in memory that mask as Nodes do."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_federation import NAMES, PATIENTS, STEPS, Federation, arrays_of
+from fake_sites import FakeSite
+
+from client.node.pinned_peers import pinned_peers
+from client.node.secure_rounds import SecureRounds
+from medfusion.config import load_config
+from medfusion.errors import ConfigError, FederationError, MedFusionError
+from medfusion.transport.requests import (
+    ARRAYS,
+    CONFIG,
+    MASKED,
+    ROUND_KEY,
+    Received,
+    Request,
+    error_reply,
+    read_reply,
+    reply_with,
+    request_content,
+    secagg_record,
+)
+
+SECURE = "server.secure_aggregation={threshold=2, update_range=16}"
+
+
+class MaskingFakeSite(FakeSite):
+    """``deaf`` holds pairs of round and step that the site does not answer."""
+
+    def begin(self, folder, deaf=()):
+        self.secure = SecureRounds(self.name, self.name.encode().ljust(32), folder)
+        self.deaf = set(deaf)
+        self.replies = []
+        return self
+
+    def answer(self, kind, content):
+        request = Received.parse(content)
+        step = (request.secagg or {}).get("step", "mask")
+        if request.secagg is not None and (request.round, step) in self.deaf:
+            return error_reply(FederationError("lost"))
+        try:
+            reply = super().answer(kind, content)
+            self.replies.append(reply)
+            return reply
+        except MedFusionError as error:
+            return error_reply(error)
+
+    def secagg(self, content, number):
+        request = Received.parse(content)
+        return self.secure.answer(request, request.request.settings)
+
+    def train(self, content, number):
+        request = Received.parse(content)
+        reply = super().train(content, number)
+        return self.secure.masked(reply, request, request.request.settings)
+
+
+def make(folder, deaf=None, *sets):
+    part = Federation(folder, SECURE, *sets)
+    for node, name in NAMES.items():
+        site = MaskingFakeSite(name, part.task.to_json(), PATIENTS[name], STEPS[name])
+        part.sites[name] = site.begin(folder / name, (deaf or {}).get(name, ()))
+        part.grid.sites[node] = site
+    return part
+
+
+def test_the_model_is_that_of_plain_rounds(tmp_path):
+    masked = arrays_of(make(tmp_path / "masked").run())
+    plain = arrays_of(Federation(tmp_path / "plain").run())
+    for name in plain:
+        np.testing.assert_allclose(masked[name], plain[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("step", ["offer", "share", "mask", "confirm", "reveal"])
+def test_a_site_that_is_lost_on_the_way_counts_if_its_update_came(tmp_path, step):
+    part = make(tmp_path, {"west": [(2, step)]})
+    outcome = part.run()
+    lost = step in ("offer", "share", "mask")
+    expected = 0.0
+    for number in (1, 2, 3):
+        names = [n for n in PATIENTS if not (lost and number == 2 and n == "west")]
+        weights = [PATIENTS[name] for name in names]
+        expected += np.average([number * STEPS[name] for name in names], weights=weights)
+    found = arrays_of(outcome)["bias.weight"]
+    np.testing.assert_allclose(found, np.full_like(found, expected), atol=1e-6)
+
+
+def test_below_the_threshold_the_run_stops_and_no_update_was_sent(tmp_path):
+    deaf = {"west": [(1, "share")], "east": [(1, "share")]}
+    part = make(tmp_path, deaf, "server.min_sites=1")
+    with pytest.raises(FederationError, match="'share' of secure aggregation, expected 2"):
+        part.run()
+    sent = [reply for site in part.sites.values() for reply in site.replies]
+    assert not any(MASKED in record for r in sent for record in r.array_records.values())
+
+
+@pytest.mark.parametrize("step", ["offer", "shares", "signature", "revealed"])
+def test_a_site_that_answers_nonsense_is_lost_and_nobody_else(tmp_path, step):
+    part = make(tmp_path)
+    genuine = part.sites["west"].secagg
+
+    def answer(content, number):
+        reply = genuine(content, number)
+        data = read_reply(reply)
+        return reply_with({step: {"west": "zz"}}) if step in data and number == 2 else reply
+
+    part.sites["west"].secagg = answer
+    outcome = part.run()
+    counted = step in ("signature", "revealed")  # its update had come
+    assert outcome.progress.rounds[1]["sites"].get("west", {}).get("status") == (
+        "ok" if counted else None
+    )
+
+
+def test_no_update_leaves_a_site_in_clear(tmp_path):
+    part = make(tmp_path)
+    part.run()
+    for name, site in part.sites.items():
+        masked = [
+            reply[ARRAYS][MASKED].numpy()
+            for reply in site.replies
+            if MASKED in reply.get(ARRAYS, {})
+        ]
+        assert len(masked) == 3
+        # An update of this fake site is one number; its masked form is uniform on 2^32.
+        for vector in masked:
+            assert len(np.unique(vector)) > 0.99 * vector.size, name
+
+
+def test_an_update_beyond_the_range_stays_at_its_site(tmp_path):
+    part = make(tmp_path)
+    part.sites["west"].step = 17.0
+    outcome = part.run()
+    lines = outcome.progress.rounds
+    assert all(line["sites"]["west"]["status"] == "failed" for line in lines)
+    assert all(line["sites"]["north"]["status"] == "ok" for line in lines)
+
+
+class Pair:
+    """Two sites of a run, asked step by step."""
+
+    def __init__(self, folder):
+        self.part = make(folder)
+        self.sites = {name: self.part.sites[name] for name in ("east", "north")}
+        loop, _ = self.part.loop()
+        self.settings = loop._settings
+
+    def ask(self, name, number, **told):
+        request = Received.parse(self._content(number, told))
+        return read_reply(self.sites[name].secure.answer(request, self.settings))
+
+    def _content(self, number, told):
+        content = request_content(Request(settings=self.settings))
+        content[CONFIG][ROUND_KEY] = number
+        content.update(secagg_record(told))
+        return content
+
+    def begin(self, number):
+        offers = [self.ask(name, number, step="offer")["offer"] for name in self.sites]
+        return {n: self.ask(n, number, step="share", offers=offers)["shares"] for n in self.sites}
+
+
+def test_a_second_sum_of_a_round_is_of_the_same_sites_or_refused(tmp_path):
+    pair = Pair(tmp_path)
+    rounds = tmp_path / "east" / "secagg"
+    for survivors in (["east", "north"], ["east", "north"]):
+        shares = pair.begin(1)
+        part = pair.sites["east"].secure._part
+        part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["east"]})
+        pair.ask("east", 1, step="confirm", survivors=survivors)
+    shares = pair.begin(1)
+    part = pair.sites["east"].secure._part
+    part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["east"]})
+    with pytest.raises(FederationError, match="expected east, north again"):
+        pair.ask("east", 1, step="confirm", survivors=["east", "west"])
+    kept = json.loads(next(rounds.glob("*.json")).read_text())
+    assert kept["rounds"] == {"1": ["east", "north"]}
+
+
+def test_a_site_without_keys_of_the_round_is_lost_to_it(tmp_path):
+    pair = Pair(tmp_path)
+    with pytest.raises(FederationError, match="holds no keys of this round"):
+        pair.ask("east", 1, step="share", offers=[])
+    pair.begin(1)
+    with pytest.raises(FederationError, match="holds no keys of this round"):
+        pair.ask("east", 2, step="confirm", survivors=[])
+    with pytest.raises(FederationError, match="unknown exchange 'peek'"):
+        pair.ask("east", 1, step="peek")
+
+
+def test_a_site_that_comes_with_another_key_is_refused(tmp_path):
+    path = tmp_path / "state" / "peers.json"
+    assert pinned_peers(path, {"a": "k1"}) == {"a": "k1"}
+    assert pinned_peers(path, {"b": "k2", "a": "k1"}) == {"a": "k1", "b": "k2"}
+    with pytest.raises(FederationError, match="'b' comes with another key"):
+        pinned_peers(path, {"b": "k3"})
+    path.write_text("[]")
+    with pytest.raises(FederationError, match="damaged"):
+        pinned_peers(path, {})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["strategy.name=fedmedian"], "looks at single sites' updates, which server.secure"),
+        (["strategy.name=scaffold", "training.optimizer=sgd"], "expected one of fedavg"),
+        (["selection.method=local"], "averages single sites' rows"),
+        (
+            ["selection.method=none", "server.client_dp={clip=1, noise_multiplier=1}"],
+            "expected one of the two",
+        ),
+        (["server.secure_aggregation={threshold=1}"], "threshold"),
+    ],
+)
+def test_what_looks_at_single_updates_is_refused(tmp_path, more, said):
+    path = Federation(tmp_path).folder.parent / "cohort" / "config.toml"
+    with pytest.raises(ConfigError, match=said):
+        load_config(path, [SECURE, *more])
