@@ -59,8 +59,7 @@ class LocalSteps:
         if settings.site_rule == "scaffold":
             check_matches(guide, received)
         given = Round(
-            # A copy: training changes what the model holds.
-            received={name: tensor.clone() for name, tensor in received.items()},
+            received=received,
             guide=guide,
             proximal_mu=request.proximal_mu,
             travel=travel_of(settings.training, patients_public),

@@ -67,6 +67,7 @@ class _Site:
     batches: Batches
     rule: str
     training: TrainingOptions
+    exaggeration: float = 1.0
     memories: dict[int, State] = field(default_factory=dict)
 
     def train(self, content: RecordDict) -> RecordDict:
@@ -92,7 +93,7 @@ class _Site:
         for _ in range(STEPS):
             step = gradient(w, *self.batches.next()) + mu * (w - start) + shift
             w = w - self.training.learning_rate * step
-        sent = w.astype(np.float32)
+        sent = (start + self.exaggeration * (w - start)).astype(np.float32)
         if rule is not None:
             after = rule.next_memory(own, given, {_NAME: torch.from_numpy(sent)})
             self.memories[int(str(config[ROUND_KEY]))] = after
@@ -101,9 +102,17 @@ class _Site:
 
 
 def run_federated(
-    method: Federated, parts: Mapping[str, Part], start: Floats, *, seed: int
+    method: Federated,
+    parts: Mapping[str, Part],
+    start: Floats,
+    *,
+    seed: int,
+    exaggerated: Mapping[str, float] | None = None,
 ) -> Floats:
-    """Return the weights after all rounds."""
+    """Return the weights after all rounds.
+
+    ``exaggerated`` names sites that multiply their update before they send it.
+    """
     logging.getLogger("flwr").setLevel(logging.ERROR)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     training = TrainingOptions(
@@ -119,8 +128,14 @@ def run_federated(
         }
         known = SimpleNamespace(sites=described, names=names)
         strategy.serve(RunFacts(known, training, ("ill",), frozenset()))
+    factors = exaggerated or {}
     sites = {
-        name: _Site(Batches(part, np.random.default_rng([seed, node])), options.site_rule, training)
+        name: _Site(
+            Batches(part, np.random.default_rng([seed, node])),
+            options.site_rule,
+            training,
+            factors.get(name, 1.0),
+        )
         for node, (name, part) in zip(names, parts.items(), strict=True)
     }
     arrays = ArrayRecord({_NAME: Array(start.astype(np.float32))})

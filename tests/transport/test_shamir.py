@@ -40,6 +40,18 @@ def test_fewer_shares_fit_every_secret_alike():
         assert join(again, threshold=threshold) == candidate.to_bytes(32)
 
 
+@pytest.mark.parametrize("threshold", [2, 3, 5])
+def test_one_share_short_of_the_threshold_is_not_enough(threshold):
+    secret, places = secrets.token_bytes(32), [1, 2, 3, 4, 5]
+    shares = split(secret, threshold=threshold, places=places)
+    fewer = {place: shares[place] for place in places[: threshold - 1]}
+    try:  # as if the polynomial were of a lower degree
+        found = join(fewer, threshold=threshold - 1)
+    except ValueError:  # beyond every secret
+        found = None
+    assert found != secret
+
+
 def test_what_cannot_be_shared_or_joined_is_refused():
     with pytest.raises(ValueError, match="32 bytes"):
         split(b"short", threshold=1, places=[1])
