@@ -10,10 +10,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-_OTHERS = (
-    *("balanced_accuracy", "f1_macro", "mae", "rmse", "r2"),
-    *("ap50", "ap", "ar", "ap50_iobb", "ar50_iobb"),
-)
+_OF_BOXES = ("ap50", "ap", "ar", "ap50_iobb", "ar50_iobb")
+_OTHERS = ("balanced_accuracy", "f1_macro", "mae", "rmse", "r2", *_OF_BOXES)
 
 
 def evaluate(

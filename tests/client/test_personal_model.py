@@ -87,8 +87,7 @@ def test_dittos_problem_is_solved(ward, tmp_path, monkeypatch):
     model, train = copy.deepcopy(prepared["model"]), prepared["train"]
     model.zero_grad()
     inputs = train.inputs(torch.arange(len(train.labels)), torch.device("cpu"))
-    options = asker.settings.training.loss
-    mean_loss(model(inputs), train.labels, train.known, options).backward()
+    mean_loss(model(inputs), train.labels, train.known).backward()
     for value in trainable_state(model).values():  # the common model is all zero
         torch.testing.assert_close(value.grad, -pull * value.detach(), rtol=0, atol=2e-4)
         assert value.any()
