@@ -122,7 +122,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     import nibabel  # takes a moment, and only volumes need it
 
     try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))
+        image = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
         shape = [side for side in image.shape[3:] if side != 1]
         if shape or np.prod(image.shape, dtype=np.float64) > _MOST_VOXELS:
             raise DataError("a volume has more than three dimensions, or too many voxels")
