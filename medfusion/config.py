@@ -131,6 +131,12 @@ class RunConfig(Options):
                 f"training.small_images = {self.training.small_images}: model 'mdf_net' finds "
                 "boxes in images of one size; expected 0"
             )
+        init = getattr(self.model, "init", None)
+        if self.personalisation.local != "none" and init is not None:
+            raise ValueError(
+                f"personalisation.local = {self.personalisation.local!r}: what sites keep begins "
+                f"as the seed draws it, not as in model.init = {init!r}; expected one of the two"
+            )
         wrong = illegal_pair(
             strategy=self.strategy.name,
             selection=self.selection.method,

@@ -20,8 +20,8 @@ class Latecomers:
     """Asks nodes that no roll call has checked who they are, and waits for none of them.
 
     One that answers well takes part from then on; one that does not is asked again at the next
-    look. With privacy of whole sites (``server.client_dp``) nobody is let in: its plan counts the
-    sites that began.
+    look. With privacy of whole sites (``server.client_dp``) or masked rounds
+    (``server.secure_aggregation``) nobody is let in: plan and threshold count the sites that began.
 
     Parameters
     ----------
@@ -34,7 +34,8 @@ class Latecomers:
         self._warn = warn
         self._asked: dict[str, tuple[int, float]] = {}  # node and time by the message that asks
         self._told: dict[int, str] = {}
-        self._closed = run.config.server.client_dp is not None
+        server = run.config.server
+        self._closed = server.client_dp is not None or server.secure_aggregation is not None
 
     def look(self) -> None:
         """Let in who has answered meanwhile; ask who is there and unknown."""

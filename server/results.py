@@ -7,7 +7,7 @@ from typing import Any
 
 from medfusion.atomic_files import write_atomically, write_json
 from medfusion.evaluation.kinds import measures_of
-from medfusion.models.saved import save_model
+from medfusion.models.saved import OWN_PARTS, save_model
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
 from server.run_state import Outcome, RunContext
@@ -51,6 +51,8 @@ def write_results(context: RunContext, outcome: Outcome, card: dict[str, Any]) -
     """
     folder, labels, found = context.folder, context.task.labels.names, outcome.progress.histograms
     whole = from_record(outcome.arrays) | from_record(outcome.unshared)
+    if context.config.personalisation.local != "none":
+        card = card | {OWN_PARTS: "initial"}
     save_model(folder / "model", whole, card)
     counts = measures_of(context.task).score_counts(next(iter(found.values())))
     histograms = {

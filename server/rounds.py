@@ -117,16 +117,16 @@ class RoundLoop:
             write_rounds(self._context.folder, state.rounds)
         else:
             arrays, average, state = self._start, self._start, Progress()
+            self._check_threshold()
             state.selection = self._select(state)
+        if state.pending is not None:
+            self._finish_round(done, arrays, average, state)
         for number in range(done + 1, rounds + 1):
-            arrays, average, line = self._round(number, arrays, average, state)
-            state.rounds.append(line)
-            state.sites = facts_of(self._roster)
-            kept = average if self._config.server.ema else None
-            checkpoint = Checkpoint(number, arrays, state.to_json(), kept)
-            self._store.save(checkpoint, self._strategy)
-            write_rounds(self._context.folder, state.rounds)
-            self._show.round_done(line, rounds=rounds)
+            arrays, average = self._train_round(number, arrays, average, state)
+            if number in self._config.evaluation_rounds():
+                # A site answers for one model of a round: this one, whatever happens now.
+                self._save(number, arrays, average, state)
+            self._finish_round(number, arrays, average, state)
         client_dp = self._client_dp.account() if self._client_dp else None
         return Outcome(
             average, self._frozen, self._initial_weights, state, client_dp, self._unshared
@@ -170,12 +170,47 @@ class RoundLoop:
         noise = selection_sensitivity(self._task) * math.hypot(*multipliers)
         return select_features(histograms, self._task, options.top_n, noise=noise)
 
-    def _round(
-        self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
-    ) -> tuple[ArrayRecord, ArrayRecord, dict[str, Any]]:
-        """Train one round and, where the plan says so, evaluate the new average.
+    def _check_threshold(self) -> None:
+        options, sites = self._settings.secure_aggregation, len(self._roster.sites)
+        if options is not None and not sites / 2 < options.threshold <= sites:
+            raise FederationError(
+                f"server.secure_aggregation.threshold = {options.threshold}: expected more than "
+                f"half of the {sites} sites, and no more than there are"
+            )
 
-        Returns the new model, the new average of models, and a line of ``rounds.jsonl``.
+    def _save(
+        self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
+    ) -> None:
+        state.sites = facts_of(self._roster)
+        kept = average if self._config.server.ema else None
+        self._store.save(Checkpoint(number, arrays, state.to_json(), kept), self._strategy)
+
+    def _finish_round(
+        self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
+    ) -> None:
+        """Evaluate the new average where the plan says so; write down the round."""
+        line, start, cost = state.pending, time.monotonic(), Cost()
+        assert line is not None
+        if number in self._config.evaluation_rounds():
+            line["metrics"] = self._evaluate(number, average, state, cost)
+            line["evaluated"] = list(state.histograms)
+        cost.seconds = round(time.monotonic() - start, 4)
+        state.cost.add(cost)
+        whole = Cost(**{key: line[key] for key in asdict(cost)})
+        whole.add(cost)
+        line |= asdict(whole)
+        state.rounds.append(line)
+        state.pending = None
+        self._save(number, arrays, average, state)
+        write_rounds(self._context.folder, state.rounds)
+        self._show.round_done(line, rounds=self._config.run.rounds)
+
+    def _train_round(
+        self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
+    ) -> tuple[ArrayRecord, ArrayRecord]:
+        """Return the new model and the new average of models.
+
+        Leaves in ``state.pending`` what the line of ``rounds.jsonl`` holds so far.
         """
         self._show.phase(f"round {number}: training")
         cost = Cost()
@@ -190,12 +225,10 @@ class RoundLoop:
             "sites": replies.sites(),
             "metrics": None,
         }
-        if number in self._config.evaluation_rounds():
-            line["metrics"] = self._evaluate(number, average, state, cost)
-            line["evaluated"] = list(state.histograms)
         cost.seconds = round(time.monotonic() - start, 4)
         state.cost.add(cost)
-        return arrays, average, line | asdict(cost)
+        state.pending = line | asdict(cost)
+        return arrays, average
 
     def _train(
         self, number: int, arrays: ArrayRecord, state: Progress, cost: Cost
@@ -228,8 +261,10 @@ class RoundLoop:
                 self._roster.names,
                 {name: site.patients_public for name, site in self._roster.sites.items()},
                 lambda asked, checked: self._exchange(asked, cost, number=number, check=checked),
+                self._context.folder,
             )
             replies, mean = secure.train(list(messages), arrays)
+            state.counted |= dict.fromkeys(replies.good, number)
             return replies, [mean]
         replies = self._exchange(list(messages), cost, number=number, check=check)
         state.counted |= dict.fromkeys(replies.good, number)

@@ -133,7 +133,8 @@ class Progress:
 
     ``selected`` names the sites whose histograms the selection was made from; ``sites`` are the
     public facts, but for the task, of all sites that took part so far; ``counted`` is the last
-    round in which a site's update counted, by name.
+    round in which a site's update counted, by name; ``pending`` is the line of a round that is
+    trained and not evaluated yet.
     """
 
     selection: Selection | None = None
@@ -143,6 +144,7 @@ class Progress:
     cost: Cost = field(default_factory=Cost)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
+    pending: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns into an equal object."""
@@ -154,6 +156,7 @@ class Progress:
             "cost": asdict(self.cost),
             "sites": self.sites,
             "counted": self.counted,
+            "pending": self.pending,
         }
 
     @classmethod
@@ -168,6 +171,7 @@ class Progress:
             cost=Cost(**data["cost"]),
             sites=data.get("sites", {}),
             counted=data.get("counted", {}),
+            pending=data.get("pending"),
         )
 
 

@@ -1,14 +1,17 @@
 """The coordinator's part in secure aggregation (`medfusion.transport.secagg`)."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from medfusion.atomic_files import write_json
 from medfusion.errors import FederationError
 from medfusion.transport.fixed_point import FixedPoint
 from medfusion.transport.requests import (
@@ -27,6 +30,7 @@ from medfusion.transport.updates import moved_by, size_of
 from server.exchange import Check, Replies
 from server.reply_checks import check_masked
 
+SURVIVORS = "survivors.json"
 T = TypeVar("T")
 Exchange = Callable[[list[Message], Check], Replies]
 """Sends messages, and returns the replies that pass a check."""
@@ -44,6 +48,8 @@ class SecureRound:
         Declared patients by site name, of all sites of the run.
     exchange
         How to reach the sites.
+    folder
+        The run's, where it is kept whose sum was asked for last.
     """
 
     options: SecureAggregationOptions
@@ -52,6 +58,7 @@ class SecureRound:
     names: Mapping[int, str]
     patients: Mapping[str, int]
     exchange: Exchange
+    folder: Path
 
     def train(self, messages: Sequence[Message], incoming: ArrayRecord) -> tuple[Replies, Message]:
         """Return the masked replies, and one reply that carries the mean model.
@@ -62,7 +69,7 @@ class SecureRound:
             If fewer sites than the threshold answer an exchange. Nothing is learned then.
         """
         asked = {self.names[message.metadata.dst_node_id]: message for message in messages}
-        offered = self._ask("offer", asked, {name: {} for name in asked}, _read_offer)
+        offered = self._ask("offer", asked, {name: {} for name in asked}, self._read_offer)
         offers = list(offered.values())
         told = {"offers": [offer.model_dump() for offer in offers]}
 
@@ -75,7 +82,9 @@ class SecureRound:
             name: reply.content.array_records[ARRAYS][MASKED].numpy()
             for name, reply in replies.good.items()
         }
-        survivors = sorted(masked)
+        survivors = self._survivors(masked.keys())
+        masked = {name: masked[name] for name in survivors}
+        replies.good = {name: replies.good[name] for name in survivors}
         listed = {name: {"survivors": survivors} for name in survivors}
         signatures = self._ask("confirm", asked, listed, lambda name, a: str(a["signature"]))
         signed = {name: {"signatures": signatures} for name in signatures}
@@ -89,7 +98,25 @@ class SecureRound:
             number=self.number,
             threshold=self.options.threshold,
         )
-        return replies, self._mean(total, survivors, incoming)
+        return replies, self._mean(total, offers, survivors, incoming)
+
+    def _survivors(self, answered: AbstractSet[str]) -> list[str]:
+        """Return whose sum is asked for: for good, since sites help with one sum of a round."""
+        path = self.folder / SURVIVORS
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if kept.get("round") == self.number:
+            return [name for name in kept["survivors"] if name in answered]
+        survivors = sorted(answered)
+        write_json(path, {"schema": 1, "round": self.number, "survivors": survivors}, durable=True)
+        return survivors
+
+    def _read_offer(self, name: str, answer: dict[str, Any]) -> Offer:
+        offer = Offer.parse(answer["offer"], where=f"offer of {name}")
+        if offer.site != name:
+            raise FederationError(f"expected keys of {name!r}, found those of another site")
+        if offer.patients != self.patients[name]:
+            raise FederationError(f"{name!r} offers other patients than it declared")
+        return offer
 
     def _ask(
         self,
@@ -125,7 +152,7 @@ class SecureRound:
         messages = []
         for name in shares:
             inbox = {giver: sent[name] for giver, sent in shares.items() if giver != name}
-            told = {"inbox": inbox, "patients": sum(self.patients.values())}
+            told = {"inbox": inbox}
             request = asked[name]
             content = RecordDict({**request.content, **secagg_record(told)})
             messages.append(Message(content, request.metadata.dst_node_id, MESSAGE_TYPES["train"]))
@@ -146,22 +173,19 @@ class SecureRound:
             )
 
     def _mean(
-        self, total: NDArray[np.uint32], survivors: Sequence[str], incoming: ArrayRecord
+        self,
+        total: NDArray[np.uint32],
+        offers: Sequence[Offer],
+        survivors: Sequence[str],
+        incoming: ArrayRecord,
     ) -> Message:
         parts = FixedPoint(self.options.update_range).decode(total, sites=len(survivors))
         answered = sum(self.patients[name] for name in survivors)
-        update = parts * (sum(self.patients.values()) / answered)
+        update = parts * (sum(offer.patients for offer in offers) / answered)
         content = RecordDict(
             {ARRAYS: moved_by(incoming, update), METRICS: MetricRecord({WEIGHT_KEY: answered})}
         )
         return Message(content, 0, "train")
-
-
-def _read_offer(name: str, answer: dict[str, Any]) -> Offer:
-    offer = Offer.parse(answer["offer"], where=f"offer of {name}")
-    if offer.site != name:
-        raise FederationError(f"expected keys of {name!r}, found those of another site")
-    return offer
 
 
 def _read_texts(texts: dict[str, Any], *, expected: AbstractSet[str]) -> dict[str, str]:

@@ -86,7 +86,9 @@ class Node:
         self._state = state
         self._secret = secret
         self._ledger = ledger
-        self._secure = SecureRounds(data.name, secret, state.folder)
+        self._secure = SecureRounds(
+            data.name, secret, state.folder, patients=max(1, data.patients_public)
+        )
         self._trainer: Trainer | None = None
         self._serve: dict[str, Callable[[Received], RecordDict]] = {
             "describe": self._describe,
@@ -205,6 +207,7 @@ class Node:
         if self._admission is not None:  # each time: a decision may have changed
             self._admission.check_approved(settings)
         if self._trainer is None or is_new:
+            self._state.forget_strategies_of_delivered(but=settings.run_id)
             kept = self._state.strategy_folder(settings.run_id)
             file = self._state.releases_file(settings.run_id)
             self._trainer = Trainer(
@@ -237,7 +240,6 @@ class Node:
         personal = trainer.personal(request)
         if personal is not None:
             save_model(folder / PERSONAL, personal, card)
-        trainer.forget()
         if self._admission is not None:
             self._admission.delivered(settings, state_sha256(state))
         return reply_with({"delivered": True})

@@ -1,8 +1,9 @@
 """The lasting keys of other sites, pinned when they are first seen.
 
-The coordinator passes the keys on. It could put its own in a site's place the first time, and
-never later: from then on another key of the same name is refused. Hospitals that want more compare
-the fingerprints in ``peers.json`` by another channel before the first run.
+The coordinator passes the keys on. It could put its own in a site's place the first time: from
+then on another key of the same name is refused. It could invent further sites: hospitals that have
+compared the keys in ``peers.json`` by another channel write ``"closed": true`` there, and from then
+on no new name is let in.
 """
 
 import json
@@ -13,17 +14,24 @@ from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import FederationError
 
 
-def pinned_peers(path: Path, seen: Mapping[str, str]) -> dict[str, str]:
+def pinned_peers(path: Path, seen: Mapping[str, str], *, keep: bool) -> dict[str, str]:
     """Return the pinned keys by site, with those that were never seen before.
+
+    Parameters
+    ----------
+    keep
+        Whether those are pinned from now on.
 
     Raises
     ------
     FederationError
-        If a site comes with another key, or the file is damaged.
+        If a site comes with another key or a new one after the file was closed, or the file is
+        damaged.
     """
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["peers"] if path.exists() else {}
-        known = {str(name): str(key) for name, key in kept.items()}
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"peers": {}}
+        known = {str(name): str(key) for name, key in kept["peers"].items()}
+        closed = kept.get("closed") is True
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FederationError(
             f"{path}: expected the keys of other sites, found a damaged file; restore it from a "
@@ -37,7 +45,13 @@ def pinned_peers(path: Path, seen: Mapping[str, str]) -> dict[str, str]:
                 "the state folder"
             )
     if new := {name: key for name, key in seen.items() if name not in known}:
+        if closed:
+            raise FederationError(
+                f"site {', '.join(sorted(new))}: not among the sites of peers.json, which this "
+                "hospital has closed: refused"
+            )
         known |= new
-        make_folder(path.parent)
-        write_json(path, {"schema": 1, "peers": dict(sorted(known.items()))}, durable=True)
+        if keep:
+            make_folder(path.parent)
+            write_json(path, {"schema": 1, "peers": dict(sorted(known.items()))}, durable=True)
     return known

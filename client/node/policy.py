@@ -2,6 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from medfusion.data.site import PolicyOptions
 from medfusion.data.task import Task
@@ -104,3 +107,12 @@ def _check_init(model: MedFusionNetOptions) -> None:
             f"model.init = {model.init!r}: expected the name of a file in torchvision's cache, "
             "found a path; only a run without frozen weights may start from a path"
         )
+
+
+def of_enough_patients(known: NDArray[Any], min_patients: int) -> NDArray[Any]:
+    """Return ``known`` [N, L], one study of each patient, without labels that too few are known of.
+
+    What is exact about them would be about single patients.
+    """
+    counted: NDArray[Any] = known * (known.sum(axis=0) >= min_patients)
+    return counted

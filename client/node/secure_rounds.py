@@ -7,7 +7,7 @@ different sites differ by single updates.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from client.node.pinned_peers import pinned_peers
 from medfusion.atomic_files import make_folder, write_json
+from medfusion.digests import sha256_of
 from medfusion.errors import FederationError
 from medfusion.federation.signatures import SigningKey
 from medfusion.privacy.keystream import derive_key, encode_info
@@ -37,10 +38,13 @@ class SecureRounds:
         The site's; its lasting key is derived from it.
     folder
         The state folder.
+    patients
+        Those that the site declares.
     """
 
-    def __init__(self, site: str, secret: bytes, folder: Path) -> None:
-        self._site, self._folder = site, folder
+    def __init__(self, site: str, secret: bytes, folder: Path, *, patients: int) -> None:
+        self._site, self._folder, self._patients = site, folder, patients
+        self._answered: dict[str, RecordDict] = {}
         seed = derive_key(secret, encode_info("secure aggregation", "signing key", site))
         self._signing = SigningKey(Ed25519PrivateKey.from_private_bytes(seed))
         self._round: tuple[str, int] | None = None
@@ -66,21 +70,46 @@ class SecureRounds:
                 run=settings.run_id,
                 number=request.round,
                 threshold=options.threshold,
+                patients=self._patients,
             )
+            self._answered = {}
             return reply_with({"offer": self._part.offer().model_dump()})
         part = self._current(request, settings)
+        return self._once(asked, lambda: self._step(part, str(step), asked, request, settings))
+
+    def _step(
+        self,
+        part: MaskingSite,
+        step: str,
+        asked: Mapping[str, Any],
+        request: Received,
+        settings: RunSettings,
+    ) -> RecordDict:
         if step == "share":
             offers = [Offer.parse(one, where="offer") for one in asked["offers"]]
-            pinned = self._pinned({offer.site: offer.signer for offer in offers})
-            return reply_with({"shares": part.share(offers, pinned)})
+            signers = {offer.site: offer.signer for offer in offers}
+            self._require_known(settings.run_id, signers.keys())
+            # Pinned only once they have signed: else one bad offer would stand for good.
+            shares = part.share(offers, self._pinned(signers, keep=False))
+            self._pinned(signers, keep=True)
+            return reply_with({"shares": shares})
         if step == "confirm":
-            survivors = [str(name) for name in asked["survivors"]]
+            survivors = sorted(str(name) for name in asked["survivors"])
             self._require_same(settings.run_id, request.round, survivors)
-            return reply_with({"signature": part.confirm(survivors)})
+            signature = part.confirm(survivors)
+            self._keep_learned(settings.run_id, request.round, survivors)
+            return reply_with({"signature": signature})
         if step == "reveal":
-            revealed = part.reveal(dict(asked["signatures"]), self._pinned({}))
+            revealed = part.reveal(dict(asked["signatures"]), self._pinned({}, keep=False))
             return reply_with({"revealed": revealed.model_dump()})
         raise FederationError(f"unknown exchange {step!r} of secure aggregation")
+
+    def _once(self, asked: Mapping[str, Any], answer: Callable[[], RecordDict]) -> RecordDict:
+        """Answer; what is asked again in the same words, a reply having been lost, likewise."""
+        digest = sha256_of([json.dumps(asked, sort_keys=True).encode()])
+        if digest not in self._answered:
+            self._answered[digest] = answer()
+        return self._answered[digest]
 
     def masked(self, reply: RecordDict, request: Received, settings: RunSettings) -> RecordDict:
         """Return the reply to a training request with its update masked; the rest stays here.
@@ -94,12 +123,15 @@ class SecureRounds:
         assert options is not None
         assert request.arrays is not None
         part = self._current(request, settings)
-        update = update_of(reply.array_records[ARRAYS], request.arrays)
-        metrics = reply.metric_records[METRICS]
-        patients, total = int(str(metrics["num-examples"])), int(asked["patients"])
-        encoded = FixedPoint(options.update_range).encode(update, weight=patients / max(total, 1))
-        hidden = part.mask(encoded, dict(asked["inbox"]))
-        return RecordDict({ARRAYS: ArrayRecord({MASKED: Array(hidden)}), METRICS: metrics})
+        arrays, metrics = reply.array_records[ARRAYS], reply.metric_records[METRICS]
+        update = update_of(arrays, request.arrays)
+
+        def hidden() -> RecordDict:
+            encoded = FixedPoint(options.update_range).encode(update, weight=part.weight)
+            masked = part.mask(encoded, dict(asked["inbox"]))
+            return RecordDict({ARRAYS: ArrayRecord({MASKED: Array(masked)}), METRICS: metrics})
+
+        return self._once(asked, hidden)
 
     def _current(self, request: Received, settings: RunSettings) -> MaskingSite:
         if self._part is None or self._round != (settings.run_id, request.round):
@@ -109,24 +141,54 @@ class SecureRounds:
             )
         return self._part
 
-    def _pinned(self, seen: Mapping[str, str]) -> dict[str, str]:
-        return pinned_peers(self._folder / "peers.json", seen)
+    def _pinned(self, seen: Mapping[str, str], *, keep: bool) -> dict[str, str]:
+        return pinned_peers(self._folder / "peers.json", seen, keep=keep)
+
+    def _require_known(self, run: str, sites: Iterable[str]) -> None:
+        """Let the run go on among the sites that it began with; others come in none of its rounds.
+
+        A coordinator that invented a site when it pleases would learn the update of one that is
+        left alone with it.
+        """
+        kept, named = self._kept(run), sorted(sites)
+        began = kept.setdefault("sites", named)
+        if strangers := sorted(set(named) - set(began)):
+            raise FederationError(
+                f"the run's masked rounds began among {', '.join(began)}: {', '.join(strangers)} "
+                "may take part in another run"
+            )
+        self._write(run, kept)
 
     def _require_same(self, run: str, number: int, survivors: list[str]) -> None:
-        """Keep which sum is helped with in a round; raises if it was another one before."""
-        folder = self._folder / "secagg"
-        path, listed = folder / f"{run}.json", sorted(survivors)
+        """Raise if in this round another sum was helped with before."""
+        kept = self._kept(run).get("rounds", {})
+        if kept.get(str(number), survivors) != survivors:
+            raise FederationError(
+                f"round {number}: this site has signed another list of survivors before; together "
+                "two sums would tell single updates: expected "
+                f"{', '.join(kept[str(number)])} again"
+            )
+
+    def _keep_learned(self, run: str, number: int, survivors: list[str]) -> None:
+        kept = self._kept(run)
+        kept["rounds"] = kept.get("rounds", {}) | {str(number): survivors}
+        self._write(run, kept)
+
+    def _write(self, run: str, kept: Mapping[str, Any]) -> None:
+        path = self._path(run)
+        make_folder(path.parent)
+        write_json(path, {"schema": 1, **kept}, durable=True)
+
+    def _path(self, run: str) -> Path:
+        return self._folder / "secagg" / f"{run}.json"
+
+    def _kept(self, run: str) -> dict[str, Any]:
+        path = self._path(run)
         try:
-            kept: dict[str, Any] = json.loads(path.read_text())["rounds"] if path.exists() else {}
+            found = json.loads(path.read_text()) if path.exists() else {}
+            return {key: found[key] for key in ("sites", "rounds") if key in found}
         except (ValueError, KeyError, TypeError):
             raise FederationError(
                 f"{path.name}: expected which sums were learned, found a damaged file in this "
                 "site's state folder; restore it from a backup"
             ) from None
-        if kept.get(str(number), listed) != listed:
-            raise FederationError(
-                f"round {number}: the sum of other sites was learned before; together the two "
-                f"would tell single updates: expected {', '.join(kept[str(number)])} again"
-            )
-        make_folder(folder)
-        write_json(path, {"schema": 1, "rounds": kept | {str(number): listed}}, durable=True)

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shutil
 from pathlib import Path
 
 from medfusion.atomic_files import create_secret, make_folder, write_json
@@ -50,6 +51,15 @@ class NodeState:
     def strategy_folder(self, run_id: str) -> Path:
         """Folder of what the strategy of ``run_id`` remembers here; raises as `model_folder`."""
         return self._folder / "strategies" / _checked(run_id)
+
+    def forget_strategies_of_delivered(self, *, but: str) -> None:
+        """Drop what strategies remember of runs that delivered their model, but for one of them.
+
+        Not at the delivery itself, which may have to be repeated.
+        """
+        for folder in (self._folder / "strategies").glob("*"):
+            if folder.name != but and self.model_folder(folder.name).exists():
+                shutil.rmtree(folder)
 
     @property
     def runs(self) -> Path:

@@ -6,7 +6,6 @@ lost, refused or came late leaves no trace, and a run that is resumed goes on as
 interrupted. All of it follows from what left the site (`medfusion.strategies.site_rules`).
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,9 +47,8 @@ class StrategyMemory:
             memory: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError):
             raise FederationError(
-                f"what the strategy remembers of this site after round {number} is not in the "
-                "site's state folder, or damaged: restore strategies/ there from a backup, or "
-                "start a new run"
+                f"what this site kept of round {number} for the run is not in its state folder, "
+                "or damaged: restore strategies/ there from a backup, or start a new run"
             ) from None
         check_matches(memory, like)
         return memory
@@ -64,11 +62,6 @@ class StrategyMemory:
         for path in self._folder.iterdir():
             if path not in kept:  # also what a killed process left half-written
                 path.unlink()
-
-    def forget(self) -> None:
-        """Drop the run's memory: the run is over."""
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{_PREFIX}{number:06d}{_SUFFIX}"

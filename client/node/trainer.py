@@ -12,6 +12,7 @@ from torch import Tensor
 from client.node.compressing import compressed
 from client.node.exact_releases import ExactReleases
 from client.node.local_steps import LocalSteps
+from client.node.policy import of_enough_patients
 from client.node.releases import PaidReleases
 from client.node.selecting import Selecting, one_per_patient
 from client.node.strategy_memory import StrategyMemory
@@ -225,12 +226,6 @@ class Trainer:
             return self._first_own
         return self._own.after(request.counted, self._first_own)
 
-    def forget(self) -> None:
-        """Drop what was remembered between rounds: the run is over."""
-        self._own.forget()
-        self._memory.forget()
-        self._lost.forget()
-
     def _fit(
         self,
         request: Received,
@@ -291,6 +286,8 @@ class Trainer:
             self._model, test, self._device, batch=self._data.config.compute.physical_batch
         )
         truth, known = test.truth, test.known.numpy()
+        if isinstance(self._counted, ExactReleases):
+            known = of_enough_patients(known, self._data.config.policy.min_patients)
         if self._plan is None:
             counts = self._measures.release(outputs, truth, known, noised=False)
         elif self._plan.metrics_noise is None:

@@ -17,6 +17,7 @@ from medfusion.data.images import stored_size
 
 Mask = NDArray[np.bool_]
 
+_VISIBLE = 0.01  # pixels: less of a side is no box to learn or to find
 _SLACK = 1.0  # pixels: tools differ in whether the last pixel of a box counts
 _MANY = 0.5  # share of the boxes
 
@@ -160,7 +161,9 @@ def _sizes(study: NDArray[np.int64], images: Sequence[Path | None]) -> NDArray[n
 
 def _leaves(xywh: NDArray[np.float64], sizes: NDArray[np.float64]) -> Mask:
     beyond = np.concatenate([xywh[:, :2] + xywh[:, 2:] - sizes, -xywh[:, :2]], axis=1)
-    leaves: Mask = np.any(beyond > _SLACK, axis=1)
+    near, far = np.maximum(xywh[:, :2], 0.0), np.minimum(xywh[:, :2] + xywh[:, 2:], sizes)
+    unseen = far - near < _VISIBLE  # within the slack, and nothing of it in the image
+    leaves: Mask = np.any((beyond > _SLACK) | np.tile(unseen, 2), axis=1)
     return leaves
 
 

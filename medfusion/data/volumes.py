@@ -6,7 +6,9 @@ window, or by the volume's own percentiles.
 Shapes: X to the patient's right, Y to the front, Z upwards (RAS).
 """
 
+import gzip
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,11 @@ _MOST_VOXELS = 2**28  # a whole-body CT has some 1.5e8
 
 Floats = NDArray[np.float32]
 
+_DAMAGED = (
+    *(OSError, ValueError, TypeError, EOFError, LookupError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
 
 def decode_volume(path: Path, spec: ImageSpec) -> NDArray[np.uint8]:
     """Read a volume as uint8 [1, X, Y, Z] of the size in ``spec``.
@@ -42,6 +49,8 @@ def decode_volume(path: Path, spec: ImageSpec) -> NDArray[np.uint8]:
         If it cannot be read, or is no volume; the message leaves out the path.
     """
     voxels, spacing = _read(path)
+    if voxels.dtype.kind not in "uifb":
+        raise DataError("a volume's voxels are not numbers")
     if voxels.ndim != 3 or 0 in voxels.shape or voxels.size > _MOST_VOXELS:
         raise DataError("a volume does not have three dimensions of a sensible size")
     if voxels.dtype != np.uint8 or spec.window is not None:
@@ -110,7 +119,7 @@ def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
             return _read_nifti(path)
         if name.endswith(ARRAYS):
             return _read_array(path)
-    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"a volume cannot be read (truncated, damaged or of another format: "
             f"{type(error).__name__})"
@@ -121,6 +130,8 @@ def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     import nibabel  # takes a moment, and only volumes need it
 
+    if path.name.lower().endswith(".gz"):
+        gzip.decompress(path.read_bytes())  # nibabel stops before the checksum at the end
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
         shape = [side for side in image.shape[3:] if side != 1]
@@ -128,7 +139,11 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
             raise DataError("a volume has more than three dimensions, or too many voxels")
         voxels = np.asanyarray(image.dataobj)
         spacing = tuple(float(mm) for mm in image.header.get_zooms()[:3])
-    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError):
+    except (
+        nibabel.filebasedimages.ImageFileError,
+        nibabel.spatialimages.HeaderDataError,
+        nibabel.orientations.OrientationError,
+    ):
         raise ValueError("not NIfTI") from None
     return voxels.reshape(voxels.shape[:3]), spacing
 
@@ -147,6 +162,10 @@ def _read_archive(content: Any) -> tuple[NDArray[Any], tuple[float, ...]]:
     if key != _KEY and len(content.files) > 1:
         raise DataError(f"a volume's file holds several arrays, none called {_KEY!r}")
     spacing = content[_SPACING_KEY] if _SPACING_KEY in content.files else np.ones(3)
-    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+    if (
+        spacing.shape != (3,)
+        or spacing.dtype.kind not in "uif"
+        or not (np.isfinite(spacing) & (spacing > 0)).all()
+    ):
         raise DataError("a volume's spacing is not three lengths in mm")
     return content[key], tuple(float(mm) for mm in spacing)

@@ -111,6 +111,13 @@ class HyperFusion(Model):
             pooled_BC = pooled_BC + told_BC * present_B1
         return pooled_BC
 
+    def readout(self) -> list[nn.Parameter]:
+        """Return the weights of the head's last layer that have a row for each output."""
+        last = self.head2.base if isinstance(self.head2, Generated) else self.head2
+        beside = list(self.columns.parameters()) if self._fusion == "concat" else []
+        assert isinstance(last.weight, nn.Parameter)
+        return [last.weight, *beside]
+
     def label_biases(self) -> list[nn.Parameter]:
         """Name the bias of the head's last layer, beside which a part may be generated."""
         last = self.head2.base if isinstance(self.head2, Generated) else self.head2

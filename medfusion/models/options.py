@@ -314,10 +314,11 @@ class HyperFusionOptions(Options):
 
     @model_validator(mode="after")
     def _generated_layers_belong_to_hyperfusion(self) -> Self:
-        if self.fusion != "hyperfusion" and (self.generated is not None or self.rank is not None):
+        idle = {"generated", "rank", "embedding"} & self.model_fields_set
+        if self.fusion != "hyperfusion" and idle:
             raise ValueError(
-                f"fusion = {self.fusion!r} generates no layers: expected neither generated nor "
-                "rank, or fusion = 'hyperfusion'"
+                f"fusion = {self.fusion!r} generates no layers: expected no "
+                f"{' and no '.join(sorted(idle))}, or fusion = 'hyperfusion'"
             )
         return self
 

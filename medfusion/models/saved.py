@@ -21,6 +21,8 @@ from medfusion.models.registry import build_model
 
 PERSONAL = "personal"  # folder, beside a hospital's copy of the common model, of its own one
 
+OWN_PARTS = "own_parts"  # key of a card: "initial" where parts that sites keep were never trained
+
 _OPTIONS: TypeAdapter[ModelOptions] = TypeAdapter(
     Annotated[ModelOptions, Field(discriminator="name")]
 )
@@ -60,7 +62,8 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
     DataError
         If a file is missing or damaged, or the weights are not this model's.
     ConfigError
-        If the text encoder or the file in ``model.init`` is needed and not here.
+        If the text encoder or the file in ``model.init`` is needed and not here, or parts of the
+        model are each hospital's own.
     """
     where = where or str(folder)
     try:
@@ -76,6 +79,12 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
         raise DataError(f"{where}: no {name}; expected a model folder of a finished run") from None
     except (SafetensorError, ValidationError, ValueError, KeyError, ConfigError) as error:
         raise DataError(f"{where}: not a model that this version can read: {error}") from None
+    if card.get(OWN_PARTS) == "initial":
+        raise ConfigError(
+            f"{where}: the run let each hospital keep a part of the model (personalisation.local), "
+            "which is untrained here; expected the model delivered to a hospital, in its state "
+            "folder under models/"
+        )
     module = build_model(options, task, seed=seed, weights_follow=True)
     shapes = {name: tuple(p.shape) for name, p in trainable_state(module).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:

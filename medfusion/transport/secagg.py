@@ -16,9 +16,11 @@ after 3 still counts. Below the threshold of sites an exchange ends the round, a
 by then says nothing: every masked update is hidden by a seed or by a key that too few shares are
 known of.
 
-**Trust.** The coordinator may deviate. Two lists of survivors cannot both be signed by a
-threshold of more than half of the sites, if these sign once; the site refuses a lower one. A
-site believes the lasting keys that it pinned. Masks hide updates from the coordinator and give
+**Trust.** The coordinator may deviate from the protocol, among sites that know one another. Two
+lists of survivors cannot both be signed by a threshold of more than half of the sites, if these
+sign once; the site refuses a lower one. A site believes the lasting keys that it pinned: against a
+coordinator that *invents* sites only a comparison of these keys by another channel helps
+(`client.node.pinned_peers`). Masks hide updates from the coordinator and give
 no differential privacy: what the sum tells of a patient is what the plan accounts for.
 
 References
@@ -75,12 +77,21 @@ class MaskingSite:
         Run and round.
     threshold
         Fewest sites whose sum may be learned.
+    patients
+        Those that the site declares.
     """
 
     def __init__(
-        self, site: str, signing: SigningKey, *, run: str, number: int, threshold: int
+        self,
+        site: str,
+        signing: SigningKey,
+        *,
+        run: str,
+        number: int,
+        threshold: int,
+        patients: int,
     ) -> None:
-        self._site, self._signing = site, signing
+        self._site, self._signing, self._patients = site, signing, patients
         self._run, self._number, self._threshold = run, number, threshold
         self._encrypting, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._seed = secrets.token_bytes(shamir.SECRET_BYTES)
@@ -92,16 +103,17 @@ class MaskingSite:
 
     def offer(self) -> Offer:
         """Return the public keys."""
-        encrypting = self._encrypting.public_key().public_bytes_raw().hex()
-        masking = self._masking.public_key().public_bytes_raw().hex()
-        content = offer_content(self._run, self._number, self._site, encrypting, masking)
-        return Offer(
+        unsigned = Offer(
             site=self._site,
-            encrypting=encrypting,
-            masking=masking,
+            patients=self._patients,
+            encrypting=self._encrypting.public_key().public_bytes_raw().hex(),
+            masking=self._masking.public_key().public_bytes_raw().hex(),
             signer=self._signing.public,
-            signature=self._signing.sign("secagg", content),
+            signature="",
         )
+        content = offer_content(self._run, self._number, unsigned)
+        signature = self._signing.sign("secagg", content)
+        return unsigned.model_copy(update={"signature": signature})
 
     def share(self, offers: Sequence[Offer], pinned: Mapping[str, str]) -> dict[str, str]:
         """Return, for each other site, its encrypted shares.
@@ -130,7 +142,7 @@ class MaskingSite:
                 "or two sums of different sites could be learned"
             )
         for name, one in named.items():
-            content = offer_content(self._run, self._number, name, one.encrypting, one.masking)
+            content = offer_content(self._run, self._number, one)
             signer = pinned.get(name)
             if signer is None or not is_signed(signer, "secagg", content, one.signature):
                 raise FederationError(f"the keys of site {name!r} are not signed by its own key")
@@ -148,6 +160,11 @@ class MaskingSite:
             for name, place in places.items()
             if name != self._site
         }
+
+    @property
+    def weight(self) -> float:
+        """Share that this site has in the patients of all whose signed offers were shown."""
+        return self._patients / sum(offer.patients for offer in self._offers.values())
 
     def mask(self, part: NDArray[np.uint32], inbox: Mapping[str, str]) -> NDArray[np.uint32]:
         """Return a part of the sum, uint32 [P], masked.

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
+from pydantic import Field
 
 from medfusion.errors import FederationError
 from medfusion.options import Options
@@ -20,28 +21,34 @@ _NONCE = bytes(12)  # a key encrypts one message only
 
 
 class Offer(Options):
-    """A site's public keys of one round, hexadecimal, and its signature of them.
+    """A site's public keys of one round, hexadecimal, its patients, and its signature of them.
 
-    ``signer`` is the site's lasting key, which others pin.
+    ``patients`` are those that it declares: every site weighs its update by its share of all that
+    were signed, so that nobody else chooses a weight. ``signer`` is the site's lasting key, which
+    others pin.
     """
 
     site: str
+    patients: int = Field(ge=1)
     encrypting: str
     masking: str
     signer: str
     signature: str
 
 
-def offer_content(run: str, number: int, site: str, encrypting: str, masking: str) -> bytes:
-    """Return what a site signs of its keys."""
-    return encode_info(_DOMAIN, "offer", run, number, site, encrypting, masking)
+def offer_content(run: str, number: int, offer: Offer) -> bytes:
+    """Return what a site signs of its keys and patients."""
+    keys = (offer.encrypting, offer.masking)
+    return encode_info(_DOMAIN, "offer", run, number, offer.site, offer.patients, *keys)
 
 
 def survivors_content(
     run: str, number: int, offers: Iterable[Offer], survivors: Sequence[str]
 ) -> bytes:
     """Return what sites sign of who survived: the round's keys belong to it."""
-    keys = [part for one in offers for part in (one.site, one.encrypting, one.masking)]
+    keys = [
+        part for one in offers for part in (one.site, one.patients, one.encrypting, one.masking)
+    ]
     return encode_info(_DOMAIN, "survivors", run, number, len(keys), *keys, *survivors)
 
 

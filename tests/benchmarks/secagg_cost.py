@@ -49,7 +49,7 @@ def measured(count: int, parameters: int) -> dict[str, Any]:
     threshold = count // 2 + 1
     keys = {f"site{i:02}": SigningKey(Ed25519PrivateKey.generate()) for i in range(count)}
     sites = {
-        name: MaskingSite(name, key, run=RUN, number=NUMBER, threshold=threshold)
+        name: MaskingSite(name, key, run=RUN, number=NUMBER, threshold=threshold, patients=100)
         for name, key in keys.items()
     }
     pinned = {name: key.public for name, key in keys.items()}

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from node_asker import NodeAsker
 from tabular_cohort import write_ward
 
+from client.node.policy import of_enough_patients
 from medfusion.models.contract import trainable_state
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import ARRAYS, read_error, read_histograms
@@ -99,3 +101,9 @@ def test_a_researcher_asks_as_often_as_he_likes(ward, tmp_path):
     asker = NodeAsker(ward, tmp_path / "state", *RUN)
     for seed in range(3):
         assert read_error(asker.ask("train", arrays=other_model(asker, seed))) is None
+
+
+def test_a_label_known_of_few_patients_is_left_out_of_exact_figures():
+    known = np.array([[1, 1], [1, 0], [1, 0]], dtype=np.float32)
+    assert of_enough_patients(known, 2).tolist() == [[1, 0], [1, 0], [1, 0]]
+    assert of_enough_patients(known, 1).tolist() == known.tolist()

@@ -111,4 +111,9 @@ def test_the_delivered_model_has_the_sites_own_head(ward, tmp_path):
     saved = trainable_state(load_model(asker.state.model_folder(asker.settings.run_id)).module)
     for name, value in saved.items():
         assert torch.equal(value, own[name] if name in own else sent[name])
+    asker.send("deliver", 0, sent, counted=1, card=card)  # its reply was lost
+    again = trainable_state(load_model(asker.state.model_folder(asker.settings.run_id)).module)
+    assert all(torch.equal(again[name], value) for name, value in saved.items())
+    assert folder.exists()
+    asker.state.forget_strategies_of_delivered(but="another-run")
     assert not folder.exists()

@@ -138,7 +138,7 @@ def test_a_round_that_did_not_count_leaves_no_trace(cohort, tmp_path):
 def test_requests_that_cannot_be_gone_on_from_are_refused(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, "strategy.name=scaffold")
     zero = {name: torch.zeros_like(value) for name, value in asker.start.items()}
-    with pytest.raises(FederationError, match=r"after round 1 .* restore strategies/"):
+    with pytest.raises(FederationError, match=r"kept of round 1 .* restore strategies/"):
         asker.train(2, asker.start, counted=1, guide=zero)
     with pytest.raises(FederationError, match="expected an earlier one"):
         asker.train(2, asker.start, counted=2, guide=zero)
@@ -155,9 +155,6 @@ def test_memory_survives_bit_by_bit_and_a_half_written_file_is_not_seen(tmp_path
     assert len(list((tmp_path / "run").iterdir())) == 2
     found = StrategyMemory(tmp_path / "run").after(1, LIKE)
     assert all(torch.equal(found[name], kept[name]) for name in kept)
-    memory.forget()
-    assert not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()
     (tmp_path / "run" / "round-000001.safetensors").write_bytes(b"nonsense")
     with pytest.raises(FederationError, match="damaged"):
         memory.after(1, LIKE)

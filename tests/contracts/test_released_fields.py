@@ -77,6 +77,7 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
     "deliver": {"config.reply.json.delivered": ("bool", "always true"), **RECEIPT},
     "secagg": {
         "config.reply.json.offer.site": ("str", "the site's public name"),
+        "config.reply.json.offer.patients": ("int", f"patients_public, {DECLARED}"),
         "config.reply.json.offer.encrypting": ("str", "a fresh public key"),
         "config.reply.json.offer.masking": ("str", "a fresh public key"),
         "config.reply.json.offer.signer": ("str", "the site's lasting public key"),
@@ -139,7 +140,9 @@ def ask_securely(asker: NodeAsker) -> RecordDict:
     """
     run, peers = asker.settings.run_id, SITES[1:]
     keys = {n: SigningKey(Ed25519PrivateKey.from_private_bytes(n.encode() * 8)) for n in peers}
-    others = {n: MaskingSite(n, keys[n], run=run, number=1, threshold=2) for n in peers}
+    others = {
+        n: MaskingSite(n, keys[n], run=run, number=1, threshold=2, patients=100) for n in peers
+    }
     answers = RecordDict()
     found: dict[str, Any] = {}
 
@@ -163,7 +166,7 @@ def ask_securely(asker: NodeAsker) -> RecordDict:
     sent = {name: other.share(offers, pinned) for name, other in others.items()}
     one = others[peers[0]]
     one.mask(np.zeros(3, np.uint32), {SITES[0]: found["shares"][peers[0]]})
-    ask("train", inbox={name: shares[SITES[0]] for name, shares in sent.items()}, patients=10**6)
+    ask("train", inbox={name: shares[SITES[0]] for name, shares in sent.items()})
     survivors = list(SITES[:2])
     own = ask("secagg", step="confirm", survivors=survivors)["signature"]
     content = survivors_content(run, 1, offers, sorted(survivors))

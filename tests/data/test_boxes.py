@@ -11,7 +11,7 @@ from PIL import Image
 from site_folder import make_site
 
 from medfusion.data.box_files import BoxRows
-from medfusion.data.boxes import place_boxes
+from medfusion.data.boxes import _leaves, place_boxes
 from medfusion.data.check import check_site
 from medfusion.data.images import stored_size
 from medfusion.data.site import open_site
@@ -252,3 +252,8 @@ def test_only_a_task_of_detection_has_boxes():
     del detection["image"]
     with pytest.raises(ConfigError, match=r"expected \[image\]"):
         Task.parse({**detection, "features": {"x": {"kind": "binary"}}}, where="test")
+
+
+def test_a_box_beside_its_image_is_refused_though_tools_may_differ_by_a_pixel():
+    assert _leaves(np.array([[32.0, 4.0, 1.0, 8.0]]), np.array([[32.0, 32.0]])).all()
+    assert not _leaves(np.array([[31.0, 4.0, 2.0, 8.0]]), np.array([[32.0, 32.0]])).any()

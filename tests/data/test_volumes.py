@@ -161,3 +161,23 @@ def test_a_nifti_file_is_turned_to_the_patients_axes_and_brings_its_spacing(tmp_
     (tmp_path / name).write_bytes(b"no NIfTI")
     with pytest.raises(DataError, match="cannot be read"):
         decode_volume(tmp_path / name, spec)
+
+
+@pytest.mark.parametrize("content", [np.array([["a"]]), np.zeros((3, 3, 3), complex)])
+def test_what_holds_no_numbers_is_no_volume(tmp_path, content):
+    np.save(tmp_path / "v.npy", content)
+    with pytest.raises(DataError, match="voxels are not numbers"):
+        decode_volume(tmp_path / "v.npy", SPEC)
+
+
+def test_a_compressed_file_is_read_to_its_checksum(tmp_path):
+    path = tmp_path / "v.nii.gz"
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(0).integers(0, 255, (20, 20, 20)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    decode_volume(path, SPEC)
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # of the checksum: the voxels could as well be others
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read"):
+        decode_volume(path, SPEC)

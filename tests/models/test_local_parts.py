@@ -8,7 +8,7 @@ from medfusion.data.task import Task
 from medfusion.errors import ConfigError
 from medfusion.models.contract import trainable_state
 from medfusion.models.local_parts import local_parts
-from medfusion.models.options import LogisticOptions, MedFusionNetOptions
+from medfusion.models.options import HyperFusionOptions, LogisticOptions, MedFusionNetOptions
 from medfusion.models.registry import build_model
 
 
@@ -44,3 +44,14 @@ def test_a_model_that_would_share_or_keep_nothing_is_refused(tmp_path):
         local_parts(model, "head")
     with pytest.raises(ConfigError, match="nothing to keep"):
         local_parts(model, "norms")
+
+
+@pytest.mark.parametrize(
+    ("fusion", "more"),
+    [("film", set()), ("concat", {"columns.tabular.weight", "columns.tabular.bias"})],
+)
+def test_the_head_of_hyperfusion_is_its_last_layer(tmp_path, fusion, more):
+    write_cohort(tmp_path / "cohort", sites=1, patients=20, seed=0)
+    task = Task.load(tmp_path / "cohort" / "task.toml")
+    model = build_model(HyperFusionOptions(fusion=fusion), task, seed=0)
+    assert local_parts(model, "head") == {"head2.weight", "head2.bias"} | more

@@ -32,7 +32,12 @@ class MaskingFakeSite(FakeSite):
     """``deaf`` holds pairs of round and step that the site does not answer."""
 
     def begin(self, folder, deaf=()):
-        self.secure = SecureRounds(self.name, self.name.encode().ljust(32), folder)
+        self.secure = SecureRounds(
+            self.name,
+            self.name.encode().ljust(32),
+            folder,
+            patients=PATIENTS[self.name],
+        )
         self.deaf = set(deaf)
         self.replies = []
         return self
@@ -181,6 +186,56 @@ def test_a_second_sum_of_a_round_is_of_the_same_sites_or_refused(tmp_path):
     assert kept["rounds"] == {"1": ["east", "north"]}
 
 
+def test_no_site_comes_into_a_run_that_has_begun(tmp_path):
+    pair = Pair(tmp_path)
+    pair.begin(1)
+    offers = [pair.ask(name, 2, step="offer")["offer"] for name in pair.sites]
+    ghost = MaskingFakeSite("ghost", {}, 5, 1)
+    ghost.secure = SecureRounds("ghost", b"ghost".ljust(32), tmp_path / "ghost", patients=5)
+    request = Received.parse(pair._content(2, {"step": "offer"}))
+    offers.append(read_reply(ghost.secure.answer(request, pair.settings))["offer"])
+    with pytest.raises(FederationError, match="began among east, north: ghost may take part in"):
+        pair.ask("east", 2, step="share", offers=offers)
+
+
+def test_what_is_asked_again_is_answered_likewise(tmp_path):
+    pair = Pair(tmp_path)
+    offers = [pair.ask(name, 1, step="offer")["offer"] for name in pair.sites]
+    first, again = (pair.ask("east", 1, step="share", offers=offers) for _ in range(2))
+    assert first == again  # else its shares, drawn anew, would fit nothing
+    with pytest.raises(FederationError, match="sent already"):
+        pair.ask("east", 1, step="share", offers=offers[::-1])
+
+
+def test_nobody_chooses_the_weight_of_a_sites_update(tmp_path):
+    pair = Pair(tmp_path)
+    pair.begin(1)
+    whole = sum(PATIENTS[name] for name in pair.sites)
+    for name, site in pair.sites.items():
+        assert site.secure._part.weight == PATIENTS[name] / whole
+
+
+def test_a_threshold_of_no_majority_is_refused_before_anything_is_paid(tmp_path):
+    part = make(tmp_path, None, "server.secure_aggregation={threshold=4, update_range=16}")
+    with pytest.raises(FederationError, match="more than half of the 3 sites"):
+        part.run()
+    asked = {kind for site in part.sites.values() for kind, _, _ in site.asked}
+    assert "select" not in asked
+
+
+def test_a_round_that_was_cut_off_is_resumed_with_the_same_survivors(tmp_path):
+    part = make(
+        tmp_path, {"west": [(2, "mask")], "east": [(2, "reveal")], "north": [(2, "reveal")]}
+    )
+    with pytest.raises(FederationError, match="site 'east': lost"):
+        part.run()
+    for site in part.sites.values():
+        site.deaf = set()  # west is back: but the others have signed that it was lost
+    outcome = part.run()
+    assert outcome.progress.rounds[1]["sites"].keys() >= {"east", "north"}
+    assert len(outcome.progress.rounds) == 3
+
+
 def test_a_site_without_keys_of_the_round_is_lost_to_it(tmp_path):
     pair = Pair(tmp_path)
     with pytest.raises(FederationError, match="holds no keys of this round"):
@@ -194,13 +249,19 @@ def test_a_site_without_keys_of_the_round_is_lost_to_it(tmp_path):
 
 def test_a_site_that_comes_with_another_key_is_refused(tmp_path):
     path = tmp_path / "state" / "peers.json"
-    assert pinned_peers(path, {"a": "k1"}) == {"a": "k1"}
-    assert pinned_peers(path, {"b": "k2", "a": "k1"}) == {"a": "k1", "b": "k2"}
+    assert pinned_peers(path, {"a": "k1"}, keep=True) == {"a": "k1"}
+    assert pinned_peers(path, {"b": "k2", "a": "k1"}, keep=True) == {"a": "k1", "b": "k2"}
     with pytest.raises(FederationError, match="'b' comes with another key"):
-        pinned_peers(path, {"b": "k3"})
+        pinned_peers(path, {"b": "k3"}, keep=True)
+    pinned_peers(path, {"c": "k3"}, keep=False)
+    kept = json.loads(path.read_text())
+    assert kept["peers"] == {"a": "k1", "b": "k2"}
+    path.write_text(json.dumps(kept | {"closed": True}))  # as people write it
+    with pytest.raises(FederationError, match="site ghost: not among the sites"):
+        pinned_peers(path, {"ghost": "k4"}, keep=True)
     path.write_text("[]")
     with pytest.raises(FederationError, match="damaged"):
-        pinned_peers(path, {})
+        pinned_peers(path, {}, keep=True)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from medfusion.federation.signatures import SigningKey
 from medfusion.transport.secagg import MaskingSite, unmasked
 
+PATIENTS = 100  # of each site
 STEPS = ("offer", "share", "mask", "confirm", "reveal")
 
 
@@ -25,7 +26,9 @@ class MaskedSum:
         self.parts, self.threshold, self.lost = parts, threshold, lost or {}
         self.gone = set()
         self.sites = {
-            name: MaskingSite(name, signing_key(name), run="run", number=3, threshold=threshold)
+            name: MaskingSite(
+                name, signing_key(name), run="run", number=3, threshold=threshold, patients=PATIENTS
+            )
             for name in parts
         }
         self.pinned = {name: signing_key(name).public for name in parts}

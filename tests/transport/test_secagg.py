@@ -155,13 +155,17 @@ def until(step, **changes):
 
 def test_keys_that_their_site_did_not_sign_are_refused():
     run, offers = until("share")
-    forged = MaskingSite("b", signing_key("mallory"), run="run", number=3, threshold=3).offer()
+    mallory = signing_key("mallory")
+    forged = MaskingSite("b", mallory, run="run", number=3, threshold=3, patients=100).offer()
     with pytest.raises(FederationError, match="'b' are not signed by its own key"):
         run.sites["a"].share([offers[0], forged, *offers[2:]], run.pinned)
-    content = offer_content("run", 2, "b", offers[1].encrypting, offers[1].masking)
+    content = offer_content("run", 2, offers[1])
     old = offers[1].model_copy(update={"signature": signing_key("b").sign("secagg", content)})
     with pytest.raises(FederationError, match="not signed"):  # of another round
         run.sites["a"].share([offers[0], old, *offers[2:]], run.pinned)
+    lighter = offers[1].model_copy(update={"patients": 10**18})  # the others' parts would be 0
+    with pytest.raises(FederationError, match="not signed"):
+        run.sites["a"].share([offers[0], lighter, *offers[2:]], run.pinned)
     swapped = offers[0].model_copy(update={"masking": offers[1].masking})
     with pytest.raises(FederationError, match="with its own keys"):
         run.sites["a"].share([swapped, *offers[1:]], run.pinned)

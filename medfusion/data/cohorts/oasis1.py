@@ -46,6 +46,7 @@ from medfusion.data.cohorts.source_table import (
 from medfusion.data.cohorts.writing import Cohort, Study
 from medfusion.data.table import Table
 from medfusion.data.task import CategoricalFeature, NumericFeature
+from medfusion.data.volumes import NIFTI
 from medfusion.errors import DataError
 
 NAME = "oasis1"
@@ -156,8 +157,16 @@ def _with_scans(table: Table, src: Path, notices: list[str]) -> tuple[Table, lis
         found = [src / name if name in volumes else None for name in ids]
         table, _ = keep_with_images(table, found, notices, column=_ID)
         return table, [{"volume": volumes[name]} for name in table.columns[_ID]]
-    files = sorted(path for path in src.rglob("*.nii*") if path.is_file())
-    named = [next((path for path in files if path.name.startswith(name)), None) for name in ids]
+    files = sorted(
+        path for path in src.rglob("*") if path.name.lower().endswith(NIFTI) and path.is_file()
+    )
+    fitting = [[path for path in files if path.name.startswith(name)] for name in ids]
+    if several := sum(len(found) > 1 for found in fitting):
+        raise DataError(
+            f"{src}: expected one NIfTI file for each ID, found several for {several} of "
+            f"{len(ids)}; keep those of one kind (such as the masked ones in atlas space) there"
+        )
+    named = [found[0] if found else None for found in fitting]
     table, images = keep_with_images(table, named, notices, column=_ID)
     return table, [{"image": image} for image in images]
 
@@ -177,5 +186,6 @@ def _volumes(src: Path) -> dict[str, NDArray[np.uint8]]:
                 f"{path}: expected eight-bit 'volumes' [N, X, Y, Z] with as many 'ids', found "
                 f"shape {volumes.shape}, {volumes.dtype}, and {ids.size} ids"
             )
-        return dict(zip(ids.tolist(), volumes, strict=True))
+        # As the scans that they were made from: towards the patient's left, front and top.
+        return dict(zip(ids.tolist(), volumes[:, ::-1], strict=True))
     return {}

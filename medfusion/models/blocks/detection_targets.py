@@ -128,7 +128,8 @@ def _matched(
     largest_BR, which_BR = quality_BMR.max(dim=1)
     is_positive = largest_BR >= positive
     if best_of_each:
-        is_best = (quality_BMR == quality_BMR.amax(dim=2, keepdim=True)) & there_BM1
+        best_BM1 = quality_BMR.amax(dim=2, keepdim=True)
+        is_best = (quality_BMR == best_BM1) & (best_BM1 > 0) & there_BM1
         is_positive = is_positive | is_best.any(dim=1)
     kind = torch.where(is_positive, classes_BM.gather(1, which_BR), 0)
     between = ~is_positive & (largest_BR >= negative)

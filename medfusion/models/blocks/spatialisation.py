@@ -53,6 +53,9 @@ class ClinicalEncoder(nn.Module):
 class Spatialisation(nn.Module):
     """From a vector to a map, twice the size at each step, from 1 x 1 on.
 
+    Each step adds to what it got, as in a ResNet: so the vector itself is at every place from the
+    start, and is not lost in the norms of many layers.
+
     Parameters
     ----------
     width
@@ -79,8 +82,9 @@ class Spatialisation(nn.Module):
         x_BDHW = vector_BD[:, :, None, None]
         layers = zip(self.grow, self.grow_norms, self.smooth, self.smooth_norms, strict=True)
         for grow, grow_norm, smooth, smooth_norm in layers:
-            x_BDHW = torch.relu(grow_norm(grow(x_BDHW)))
-            x_BDHW = torch.relu(smooth_norm(smooth(x_BDHW)))
+            grown = torch.relu(grow_norm(grow(x_BDHW)))
+            same = functional.interpolate(x_BDHW, scale_factor=2.0, mode="nearest")
+            x_BDHW = same + torch.relu(smooth_norm(smooth(grown)))
         if self.to_image is not None:
             x_BDHW = self.to_image(x_BDHW)
         return functional.interpolate(x_BDHW, size=self._size, mode="nearest")
