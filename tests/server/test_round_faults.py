@@ -8,7 +8,14 @@ from fake_federation import PATIENTS, Federation, arrays_of
 from flwr.app import Array
 
 from medfusion.errors import FederationError
-from medfusion.transport.requests import ARRAYS, METRICS, REPLY, WEIGHT_KEY, reply_with
+from medfusion.transport.requests import (
+    ARRAYS,
+    METRICS,
+    REPLY,
+    WEIGHT_KEY,
+    error_reply,
+    reply_with,
+)
 from server.progress import RunProgress
 
 
@@ -160,3 +167,18 @@ def test_one_site_that_leaves_costs_nothing_but_itself(federation):
     federation.grid.before = leave
     outcome = federation.run()
     assert [len(line["sites"]) for line in outcome.progress.rounds] == [3, 2, 2]
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for_without_training_again(federation):
+    sites = [federation.sites[name] for name in PATIENTS]
+    for site in sites:
+        site.evaluate = lambda content, number: error_reply(FederationError("the power went"))
+    with pytest.raises(FederationError, match="the power went"):
+        federation.run()
+    for site in sites:
+        del site.evaluate
+    outcome = federation.run()
+    assert [line["round"] for line in outcome.progress.rounds] == [1, 2, 3]
+    assert all(line["metrics"] is not None for line in outcome.progress.rounds)
+    # A site that was asked to train a round once more would lead to another model.
+    assert all(federation.trained(name) == [1, 2, 3] for name in PATIENTS)

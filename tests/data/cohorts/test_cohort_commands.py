@@ -3,7 +3,9 @@ from functools import partial
 
 import pytest
 import test_chexpert
+import test_covid_lungs
 import test_mimic_cxr
+import test_nih_boxes
 from test_covid_chestxray import write_source
 from test_fed_heart import write_heart
 from test_nih_chestxray14 import write_official, write_prepared
@@ -20,6 +22,8 @@ from medfusion.errors import UsageError
 
 SOURCES = {
     "covid-chestxray": write_source,
+    "covid-lungs": test_covid_lungs.write_source,
+    "nih-boxes": partial(test_nih_boxes.write_source, count=100),
     "nih-chestxray14": write_official,
     "mimic-cxr": test_mimic_cxr.write_source,
     "chexpert": test_chexpert.write_source,

@@ -15,12 +15,12 @@ FINDINGS = ["Effusion|Infiltration", "No Finding", "Hernia", "Mass"]
 SIDE = 128
 
 
-def write_source(folder, extra: str = ""):
-    """Thirty patients; effusions and infiltrations have boxes, masses have none."""
+def write_source(folder, extra: str = "", *, count: int = 30):
+    """As many patients; effusions and infiltrations have boxes, masses have none."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     entries, boxes = [ENTRIES], [BOXES]
-    for patient in range(30):
+    for patient in range(count):
         name, findings = f"{patient:08d}_000.png", FINDINGS[patient % 4]
         pixels = rng.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / name)
