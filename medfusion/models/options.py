@@ -314,7 +314,10 @@ class HyperFusionOptions(Options):
 
     @model_validator(mode="after")
     def _generated_layers_belong_to_hyperfusion(self) -> Self:
-        idle = {"generated", "rank", "embedding"} & self.model_fields_set
+        usual = type(self).model_fields
+        keys = ("generated", "rank", "embedding")
+        # A resolved config names every key: what has its usual value was not asked for.
+        idle = [key for key in keys if getattr(self, key) != usual[key].default]
         if self.fusion != "hyperfusion" and idle:
             raise ValueError(
                 f"fusion = {self.fusion!r} generates no layers: expected no "
