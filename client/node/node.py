@@ -12,7 +12,6 @@ from client.node.exact_releases import ExactReleases
 from client.node.policy import check_declared, check_exact, check_settings
 from client.node.secure_rounds import SecureRounds
 from client.node.state import NodeState
-from client.node.strategy_memory import StrategyMemory
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TEST, TRAIN
@@ -208,7 +207,6 @@ class Node:
             self._admission.check_approved(settings)
         if self._trainer is None or is_new:
             self._state.forget_strategies_of_delivered(but=settings.run_id)
-            kept = self._state.strategy_folder(settings.run_id)
             file = self._state.releases_file(settings.run_id)
             self._trainer = Trainer(
                 self._data,
@@ -216,9 +214,7 @@ class Node:
                 self._state.cache,
                 self._secret,
                 self._ledger,
-                StrategyMemory(kept / "strategy"),
-                StrategyMemory(kept / "lost"),
-                StrategyMemory(kept / "own"),
+                kept=self._state.strategy_folder(settings.run_id),
                 exact=None if self._simulated else ExactReleases(file, settings),
             )
         return self._trainer

@@ -151,13 +151,15 @@ class SecureRounds:
         left alone with it.
         """
         kept, named = self._kept(run), sorted(sites)
-        began = kept.setdefault("sites", named)
+        if "sites" not in kept:
+            self._write(run, kept | {"sites": named})
+            return
+        began = kept["sites"]
         if strangers := sorted(set(named) - set(began)):
             raise FederationError(
                 f"the run's masked rounds began among {', '.join(began)}: {', '.join(strangers)} "
                 "may take part in another run"
             )
-        self._write(run, kept)
 
     def _require_same(self, run: str, number: int, survivors: list[str]) -> None:
         """Raise if in this round another sum was helped with before."""

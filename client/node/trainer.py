@@ -43,7 +43,7 @@ from medfusion.privacy.plan_costs import ReleaseKind
 from medfusion.privacy.run_plan import run_plan
 from medfusion.randomness import stream
 from medfusion.training.device import choose_device
-from medfusion.training.loop import fit
+from medfusion.training.loop import FitResult, fit
 from medfusion.transport.arrays import check_matches, from_record, state_sha256, to_record
 from medfusion.transport.requests import (
     ARRAYS,
@@ -63,6 +63,8 @@ class Trainer:
 
     Parameters
     ----------
+    kept
+        Folder of what the run lets the site keep between rounds.
     exact
         What counts the releases of a run without privacy; None: nothing does.
     """
@@ -74,16 +76,14 @@ class Trainer:
         cache: Path,
         secret: bytes,
         ledger: Ledger,
-        memory: StrategyMemory,
-        lost: StrategyMemory,
-        own: StrategyMemory,
         *,
+        kept: Path,
         exact: ExactReleases | None,
     ) -> None:
         self.settings = settings
-        self._memory = memory
-        self._lost = lost
-        self._own = own
+        self._memory = StrategyMemory(kept / "strategy")
+        self._lost = StrategyMemory(kept / "lost")
+        self._own = StrategyMemory(kept / "own")
         self._data = data
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
@@ -140,7 +140,7 @@ class Trainer:
         """Train one round from the model in the request; return the new one."""
         self._check_round(request)
         settings = self.settings
-        state = self._load(request)
+        state, own = self._load(request)
         train, _, selection = self._prepare(request)
         steps = LocalSteps.of(
             request,
@@ -150,7 +150,7 @@ class Trainer:
             patients_public=self._data.patients_public,
         )
         shifted = state_sha256(steps.shift) if steps.shift is not None else ""
-        content = self._content(request, state, train, shifted)
+        content = self._content(request, state, own, train, shifted)
         full = self._release(
             "train",
             request.round,
@@ -182,24 +182,16 @@ class Trainer:
             return None
         rate = options.learning_rate or settings.training.learning_rate
         names = (settings.run_id, "personal")
-        fit(
-            self._model,
+        self._fit_here(
             train,
             options=settings.training.model_copy(
                 update={"learning_rate": rate, "schedule": "constant"}
             ),
-            objective=self._objective,
             plan=None,
             steps=options.steps,
             public=stream(settings.seed, self._data.name, *names),
             private=Keystream(self._secret, *names),
-            device=self._device,
-            physical_batch=self._data.config.compute.physical_batch,
-            precision=self._data.config.compute.precision,
             proximal_mu=options.pull,
-            modality_dropout=settings.model.modality_dropout,
-            auxiliary_heads=settings.model.auxiliary_heads,
-            masked_labels=settings.model.masked_labels,
             progress=1.0,
         )
         trained = trainable_state(self._model)
@@ -235,27 +227,18 @@ class Trainer:
         content: str,
     ) -> RecordDict:
         """Return what training from the loaded model leads to."""
-        settings, compute = self.settings, self._data.config.compute
+        settings = self.settings
         names = (settings.run_id, "train", request.round)
-        progress = (request.round - 1) / settings.rounds
-        result = fit(
-            self._model,
+        result = self._fit_here(
             train,
             options=settings.training,
-            objective=self._objective,
             plan=self._plan,
             steps=settings.training.steps_per_round(self._data.patients_public),
             public=stream(settings.seed, self._data.name, *names),
             private=Keystream(self._secret, *names, content),
-            device=self._device,
-            physical_batch=compute.physical_batch,
-            precision=compute.precision,
             proximal_mu=request.proximal_mu,
             gradient_shift=local.shift,
-            modality_dropout=settings.model.modality_dropout,
-            auxiliary_heads=settings.model.auxiliary_heads,
-            masked_labels=settings.model.masked_labels,
-            progress=progress,
+            progress=(request.round - 1) / settings.rounds,
             rounds=settings.rounds,
         )
         metrics: dict[str, int | float | list[int] | list[float]] = {
@@ -270,12 +253,28 @@ class Trainer:
             reply[REPLY] = reply_with({"selected": self._selecting.mask(selection)})[REPLY]
         return reply
 
+    @property
+    def _fit_here(self) -> "partial[FitResult]":
+        """`fit` of this run's model on this machine; what remains is whose steps these are."""
+        model, compute = self.settings.model, self._data.config.compute
+        return partial(
+            fit,
+            self._model,
+            objective=self._objective,
+            device=self._device,
+            physical_batch=compute.physical_batch,
+            precision=compute.precision,
+            modality_dropout=model.modality_dropout,
+            auxiliary_heads=model.auxiliary_heads,
+            masked_labels=model.masked_labels,
+        )
+
     def evaluate(self, request: Received) -> RecordDict:
         """Return what the test patients' (noised) figures are computed from."""
         self._check_round(request)
-        state = self._load(request)
+        state, own = self._load(request)
         _, test, _ = self._prepare(request)
-        content = self._content(request, state, test)
+        content = self._content(request, state, own, test)
         return self._release(
             "evaluate", request.round, content, lambda: self._score(request, test, content)
         )
@@ -349,7 +348,8 @@ class Trainer:
             return Selection.from_json(request.request.selection, task)
         return self._selecting.own() if method == "local" else None
 
-    def _load(self, request: Received) -> dict[str, Tensor]:
+    def _load(self, request: Received) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Bring the request's model into ours; return what was sent, and what the site keeps."""
         if request.arrays is None:
             raise FederationError("expected a request with a model")
         state = from_record(request.arrays)
@@ -359,8 +359,9 @@ class Trainer:
                 "the frozen weights (text encoder, model.init) differ between this site and the "
                 "coordinator: install the same files on all sides"
             )
-        self._model.load_state_dict(state | self.own_parts(request), strict=False)
-        return state
+        own = self.own_parts(request)
+        self._model.load_state_dict(state | own, strict=False)
+        return state, own
 
     def _check_round(self, request: Received) -> None:
         if not 1 <= request.round <= self.settings.rounds:
@@ -369,7 +370,12 @@ class Trainer:
             )
 
     def _content(
-        self, request: Received, state: dict[str, Tensor], tensors: StudyTensors, *more: str
+        self,
+        request: Received,
+        state: dict[str, Tensor],
+        own: dict[str, Tensor],
+        tensors: StudyTensors,
+        *more: str,
     ) -> str:
         """Hash everything that a release from a model depends on.
 
@@ -383,7 +389,7 @@ class Trainer:
             f"{self._device} {self._data.config.compute.precision}",
             repr(request.request.selection),
             repr(request.proximal_mu),
-            state_sha256(self.own_parts(request)),
+            state_sha256(own),
             *more,
         )
 

@@ -130,10 +130,11 @@ def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     import nibabel  # takes a moment, and only volumes need it
 
+    data = path.read_bytes()
     if path.name.lower().endswith(".gz"):
-        gzip.decompress(path.read_bytes())  # nibabel stops before the checksum at the end
+        data = gzip.decompress(data)  # to its checksum, before which nibabel stops
     try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
+        image = nibabel.as_closest_canonical(_parsed(data))  # type: ignore[no-untyped-call]
         shape = [side for side in image.shape[3:] if side != 1]
         if shape or np.prod(image.shape, dtype=np.float64) > _MOST_VOXELS:
             raise DataError("a volume has more than three dimensions, or too many voxels")
@@ -146,6 +147,16 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     ):
         raise ValueError("not NIfTI") from None
     return voxels.reshape(voxels.shape[:3]), spacing
+
+
+def _parsed(data: bytes) -> Any:
+    """Return the image of nibabel's that a file's content is, of either version of NIfTI."""
+    import nibabel
+
+    for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+        if kind.header_class.may_contain_header(data):  # type: ignore[no-untyped-call]
+            return kind.from_bytes(data)
+    raise ValueError("not NIfTI")
 
 
 def _read_array(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:

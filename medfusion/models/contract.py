@@ -67,6 +67,10 @@ class Model(nn.Module):
     def label_biases(self) -> Sequence[nn.Parameter]:
         """Parameters of L values each that are the last constants added to labels' logits."""
 
+    def label_weights(self) -> Sequence[nn.Parameter]:
+        """Parameters of its own, beside those of shared heads, whose rows belong to one label."""
+        return ()
+
     @abstractmethod
     def feature_rows(self) -> dict[str, FeatureAxis]:
         """Parameters that are indexed by tabular columns, by name, and along which axis."""

@@ -111,17 +111,21 @@ class HyperFusion(Model):
             pooled_BC = pooled_BC + told_BC * present_B1
         return pooled_BC
 
-    def readout(self) -> list[nn.Parameter]:
-        """Return the weights of the head's last layer that have a row for each output."""
-        last = self.head2.base if isinstance(self.head2, Generated) else self.head2
-        beside = list(self.columns.parameters()) if self._fusion == "concat" else []
-        assert isinstance(last.weight, nn.Parameter)
-        return [last.weight, *beside]
-
     def label_biases(self) -> list[nn.Parameter]:
         """Name the bias of the head's last layer, beside which a part may be generated."""
+        return [self._last.bias]
+
+    def label_weights(self) -> list[nn.Parameter]:
+        """Name the weights of that layer, and those of the columns that join in it."""
+        beside = self.columns.parameters() if self._fusion == "concat" else ()
+        return [self._last.weight, *beside]
+
+    @property
+    def _last(self) -> nn.Linear:
+        """The head's last layer, without what may be generated beside it."""
         last = self.head2.base if isinstance(self.head2, Generated) else self.head2
-        return [last.bias]
+        assert isinstance(last, nn.Linear)
+        return last
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
         """Name the weight of every layer that reads columns."""

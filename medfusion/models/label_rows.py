@@ -6,7 +6,6 @@ from medfusion.models.blocks.heads import PooledHead, QueryHead
 from medfusion.models.blocks.linear_path import LinearPath
 from medfusion.models.blocks.unimodal import UnimodalLabels, UnimodalPooled
 from medfusion.models.contract import Model
-from medfusion.models.hyperfusion import HyperFusion
 
 
 def label_rows(model: Model) -> frozenset[str]:
@@ -15,7 +14,7 @@ def label_rows(model: Model) -> frozenset[str]:
     The constants of every model are among them, and the read-outs of the heads that models
     share. The label queries are not: labels attend to one another.
     """
-    owned: list[Tensor] = list(model.label_biases())
+    owned: list[Tensor] = [*model.label_biases(), *model.label_weights()]
     for module in model.modules():
         if isinstance(module, (QueryHead, UnimodalLabels)):
             owned.append(module.readout.table.weight)
@@ -25,8 +24,6 @@ def label_rows(model: Model) -> frozenset[str]:
             owned.append(_linear(module[-1]).weight)
         elif isinstance(module, LinearPath):
             owned += [_linear(child).weight for child in module.children() if _is_linear(child)]
-    if isinstance(model, HyperFusion):
-        owned += model.readout()
     ids = {id(parameter) for parameter in owned}
     return frozenset(
         name for name, value in model.named_parameters() if value.requires_grad and id(value) in ids

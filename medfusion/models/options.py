@@ -155,7 +155,31 @@ class MedFusionNetOptions(Options):
         return self
 
 
-class LogisticOptions(Options):
+class PlainTraining(Options):
+    """Options of a model that trains on its inputs and labels as they are, with one head.
+
+    Where `MedFusionNetOptions` has keys: no heads of single modalities, no labels told in training,
+    no modality hidden. A linear model would lose by hiding one, a detector learns nothing of boxes
+    without its image, and rival fusions are compared on what they were given.
+    """
+
+    @property
+    def auxiliary_heads(self) -> float:
+        """Zero."""
+        return 0.0
+
+    @property
+    def masked_labels(self) -> float:
+        """Zero."""
+        return 0.0
+
+    @property
+    def modality_dropout(self) -> float:
+        """Zero."""
+        return 0.0
+
+
+class LogisticOptions(PlainTraining):
     """Logistic regression on fixed features of each modality.
 
     Attributes
@@ -187,23 +211,8 @@ class LogisticOptions(Options):
         """What this model can read."""
         return MODALITIES
 
-    @property
-    def auxiliary_heads(self) -> float:
-        """Zero: a linear model has no heads beside its own."""
-        return 0.0
 
-    @property
-    def masked_labels(self) -> float:
-        """Zero: its labels do not tell of one another."""
-        return 0.0
-
-    @property
-    def modality_dropout(self) -> float:
-        """Zero: a sum of modalities leans on none, and loses by hiding one."""
-        return 0.0
-
-
-class MdfNetOptions(Options):
+class MdfNetOptions(PlainTraining):
     """A two-stage detector that fuses the image with clinical data (`medfusion.models.mdf_net`).
 
     The four rows of the paper's ablation are ``fusion_3d = "none"`` or ``"sum"`` with
@@ -261,28 +270,13 @@ class MdfNetOptions(Options):
         """The usual options of text, which it does not read."""
         return TextOptions()
 
-    @property
-    def auxiliary_heads(self) -> float:
-        """Zero: there are no heads of single modalities."""
-        return 0.0
-
-    @property
-    def masked_labels(self) -> float:
-        """Zero: labels belong to boxes."""
-        return 0.0
-
-    @property
-    def modality_dropout(self) -> float:
-        """Zero: without its image a study teaches nothing of boxes."""
-        return 0.0
-
 
 Fusion = Literal[
     "none", "tabular", "concat", "film", "daft", "interactive", "hyperfusion", "cross_attention"
 ]
 
 
-class HyperFusionOptions(Options):
+class HyperFusionOptions(PlainTraining):
     """An encoder for images or volumes, and how tabular data meet it.
 
     Attributes
@@ -344,21 +338,6 @@ class HyperFusionOptions(Options):
     def reads(self) -> tuple[Modality, ...]:
         """What this network can read."""
         return self.modalities
-
-    @property
-    def auxiliary_heads(self) -> float:
-        """Zero: there is one head."""
-        return 0.0
-
-    @property
-    def masked_labels(self) -> float:
-        """Zero: its labels do not tell of one another."""
-        return 0.0
-
-    @property
-    def modality_dropout(self) -> float:
-        """Zero: rivals are compared on what they were given."""
-        return 0.0
 
 
 ModelOptions = MedFusionNetOptions | LogisticOptions | MdfNetOptions | HyperFusionOptions

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import SupportsInt
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message
 from numpy.typing import NDArray
 
+from medfusion.strategies.patient_weighted import with_record
 from medfusion.transport.requests import CONFIG, COUNTED_KEY
 
 Counted = dict[str, NDArray[np.int64]]
@@ -26,9 +27,7 @@ def telling_what_counted(
     for message in messages:
         round_ = counted.get(names[message.metadata.dst_node_id], 0)
         config = ConfigRecord({**message.content.config_records[CONFIG], COUNTED_KEY: int(round_)})
-        content = RecordDict({**message.content, CONFIG: config})
-        meta = message.metadata
-        told.append(Message(content, meta.dst_node_id, meta.message_type))
+        told.append(with_record(message, CONFIG, config))
     return told
 
 

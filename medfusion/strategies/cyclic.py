@@ -10,14 +10,13 @@ References
    JAMIA 25:945-954, 2018.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from medfusion.strategies.patient_weighted import PatientWeighted, no_metrics
-from medfusion.transport.requests import ARRAYS
+from medfusion.strategies.patient_weighted import PatientWeighted, Vectors, model_of
 
 
 class Cyclic(PatientWeighted):
@@ -52,10 +51,6 @@ class Cyclic(PatientWeighted):
             names = list(np.random.default_rng([self._order_seed, cycle]).permutation(names))
         return [messages[names[turn]]]
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def combined(self, number: int, model: Vectors, replies: Mapping[str, Message]) -> Vectors:
         """Return the site's model as it is."""
-        for reply in self.in_order(replies).values():
-            return reply.content.array_records[ARRAYS], no_metrics()
-        return None, None
+        return model_of(next(iter(replies.values())))

@@ -16,10 +16,10 @@ References
    arXiv 2111.04263, algorithm 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from medfusion.strategies.counted import Counted, after, telling_what_counted
@@ -27,9 +27,7 @@ from medfusion.strategies.patient_weighted import (
     PatientWeighted,
     Vectors,
     model_of,
-    no_metrics,
-    to_float32,
-    vectors,
+    with_record,
 )
 from medfusion.strategies.site_rules import Round, State
 from medfusion.transport.requests import CONFIG, MU_KEY
@@ -66,7 +64,6 @@ class FedDyn(PatientWeighted):
         if not alpha > 0:
             raise ValueError(f"alpha = {alpha}: expected a number above 0")
         self._alpha = alpha
-        self._sent: tuple[Vectors] | None = None  # the model of the round under way
         self.gradient_sum: Vectors = {}
         self.counted: Counted = {}
 
@@ -75,7 +72,6 @@ class FedDyn(PatientWeighted):
     ) -> Iterable[Message]:
         """Send the model, and to each site its mu and the round after which its g_k goes on."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        self._sent = (vectors(arrays),)
         own = [self._with_mu(message) for message in messages]
         return telling_what_counted(own, self.counted, self.run.sites.names)
 
@@ -83,34 +79,26 @@ class FedDyn(PatientWeighted):
         name = self.run.sites.names[message.metadata.dst_node_id]
         mu = self._alpha * self._mean_patients / self.run.sites.sites[name].patients_public
         config = ConfigRecord({**message.content.config_records[CONFIG], MU_KEY: mu})
-        content = RecordDict({**message.content, CONFIG: config})
-        return Message(content, message.metadata.dst_node_id, message.metadata.message_type)
+        return with_record(message, CONFIG, config)
 
     @property
     def _mean_patients(self) -> float:
         return self.patients / len(self.run.sites.sites)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def combined(self, number: int, model: Vectors, replies: Mapping[str, Message]) -> Vectors:
         """Return the mean of the sites' models, less what their gradients do not cancel."""
-        named = self.in_order(replies)
-        if not named or self._sent is None:
-            return None, None
-        (model,) = self._sent
         step = {name: np.zeros_like(x) for name, x in model.items()}
-        for reply in named.values():
+        for reply in replies.values():
             for name, trained in model_of(reply).items():
                 step[name] += trained - model[name]
         total = self.gradient_sum or {name: np.zeros_like(x) for name, x in model.items()}
         # n_k mu_k is the same for all sites.
         scale = self._alpha * self._mean_patients
         self.gradient_sum = {name: old - scale * step[name] for name, old in total.items()}
-        self.counted = after(self.counted, server_round, named)
-        moved = {
+        self.counted = after(self.counted, number, replies)
+        return {
             name: x
-            + step[name] / len(named)
+            + step[name] / len(replies)
             - self.gradient_sum[name] / (self.patients * self._alpha)
             for name, x in model.items()
         }
-        return to_float32(moved), no_metrics()

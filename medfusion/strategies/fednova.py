@@ -16,51 +16,24 @@ References
    optimization", NeurIPS 2020, arXiv 2007.07481.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from medfusion.strategies.patient_weighted import (
     PatientWeighted,
     Vectors,
     model_of,
-    no_metrics,
     patients_of,
-    to_float32,
-    vectors,
 )
 
 
 class FedNova(PatientWeighted):
-    """The coordinator's part, which is all there is.
+    """The coordinator's part, which is all there is."""
 
-    Parameters
-    ----------
-    quorum, fraction_train
-        As `PatientWeighted`.
-    """
-
-    def __init__(self, *, quorum: int, fraction_train: float = 1.0) -> None:
-        super().__init__(quorum=quorum, fraction_train=fraction_train)
-        self._sent: tuple[Vectors] | None = None  # the model of the round under way
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the model."""
-        self._sent = (vectors(arrays),)
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def combined(self, number: int, model: Vectors, replies: Mapping[str, Message]) -> Vectors:
         """Average the sites' moves over their effective steps."""
-        named = self.in_order(replies)
-        if not named or self._sent is None:
-            return None, None
-        (model,) = self._sent
-        weights = {name: patients_of(reply) for name, reply in named.items()}
+        weights = {name: patients_of(reply) for name, reply in replies.items()}
         answered = sum(weights.values())
         steps = {
             name: effective_steps(
@@ -68,13 +41,13 @@ class FedNova(PatientWeighted):
             )
             for name, patients in weights.items()
         }
-        mean_steps = sum(weights[name] / answered * steps[name] for name in named)
+        mean_steps = sum(weights[name] / answered * steps[name] for name in replies)
         moved = {name: x.copy() for name, x in model.items()}
-        for site, reply in named.items():
+        for site, reply in replies.items():
             share = mean_steps * weights[site] / answered / steps[site]
             for name, trained in model_of(reply).items():
                 moved[name] += share * (trained - model[name])
-        return to_float32(moved), no_metrics()
+        return moved
 
 
 def effective_steps(steps: int, momentum: float) -> float:

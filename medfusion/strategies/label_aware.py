@@ -9,62 +9,30 @@ number of patients, and nothing is learned from patients off the ledger. With fu
 everywhere it is FedAvg. `server.local_selection` does the like for features.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import Message
 from numpy.typing import NDArray
 
 from medfusion.strategies.patient_weighted import (
     PatientWeighted,
     Vectors,
     model_of,
-    no_metrics,
     patients_of,
-    to_float32,
-    vectors,
 )
 
 
 class LabelAware(PatientWeighted):
-    """The coordinator's part; sites train as with FedAvg.
+    """The coordinator's part; sites train as with FedAvg."""
 
-    Parameters
-    ----------
-    quorum, fraction_train
-        As `PatientWeighted`.
-    """
-
-    def __init__(
-        self,
-        *,
-        quorum: int,
-        fraction_train: float = 1.0,
-    ) -> None:
-        super().__init__(quorum=quorum, fraction_train=fraction_train)
-        self._sent: tuple[Vectors] | None = None  # the model of the round under way
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the model."""
-        self._sent = (vectors(arrays),)
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def combined(self, number: int, model: Vectors, replies: Mapping[str, Message]) -> Vectors:
         """Average each label's rows over the sites that record the label."""
-        named = self.in_order(replies)
-        if not named or self._sent is None:
-            return None, None
-        (model,) = self._sent
-        answered = sum(patients_of(reply) for reply in named.values())
-        known = {site: self._recorded(site, patients_of(reply)) for site, reply in named.items()}
+        answered = sum(patients_of(reply) for reply in replies.values())
+        known = {site: self._recorded(site, patients_of(reply)) for site, reply in replies.items()}
         recorded = np.sum(list(known.values()), axis=0)
         moved = {name: x.copy() for name, x in model.items()}
-        for site, reply in named.items():
+        for site, reply in replies.items():
             share = patients_of(reply) / answered
             label_shares = np.divide(
                 known[site], recorded, out=np.zeros_like(recorded), where=recorded > 0
@@ -74,7 +42,7 @@ class LabelAware(PatientWeighted):
                 if name in self.run.label_rows:
                     weight = label_shares.reshape(-1, *(1,) * (trained.ndim - 1))
                 moved[name] += weight * (trained - model[name])
-        return to_float32(moved), no_metrics()
+        return moved
 
     def _recorded(self, site: str, patients: int) -> NDArray[np.float64]:
         """Return, for each label, the patients [L] of whom a site declares to know it."""

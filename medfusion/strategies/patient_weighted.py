@@ -1,11 +1,13 @@
 """What the strategies of this package share: Flower's FedAvg on our records, in float64."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
@@ -70,7 +72,7 @@ class PatientWeighted(FedAvg):
         Share of the connected sites that train in a round.
     """
 
-    def __init__(self, *, quorum: int, fraction_train: float) -> None:
+    def __init__(self, *, quorum: int, fraction_train: float = 1.0) -> None:
         super().__init__(
             fraction_train=fraction_train,
             min_train_nodes=quorum,
@@ -81,6 +83,8 @@ class PatientWeighted(FedAvg):
             configrecord_key=CONFIG,
         )
         self._run: RunFacts | None = None
+        # The model of the round under way; in a tuple, so that checkpoints leave it out.
+        self._sent: tuple[Vectors] | None = None
 
     def serve(self, run: RunFacts) -> None:
         """Take note of the run; before its first round."""
@@ -98,11 +102,49 @@ class PatientWeighted(FedAvg):
         """Declared patients of all sites of the run, also of those that are away."""
         return sum(site.patients_public for site in self.run.sites.sites.values())
 
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the model."""
+        self._sent = (vectors(arrays),)
+        messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return what the replies combine to; no metrics, since the run loop reads none."""
+        named = self.in_order(replies)
+        if not named or self._sent is None:
+            return None, None
+        (model,) = self._sent
+        return to_float32(self.combined(server_round, model, named)), MetricRecord()
+
+    @abstractmethod
+    def combined(self, number: int, model: Vectors, replies: Mapping[str, Message]) -> Vectors:
+        """Return the model after a round.
+
+        Parameters
+        ----------
+        number
+            The round.
+        model
+            What the sites were sent.
+        replies
+            The good ones by site name, in the order of the names; never none.
+        """
+
     def in_order(self, replies: Iterable[Message]) -> dict[str, Message]:
         """Return the good replies by site name, in the order of the names."""
         good, _ = self._check_and_log_replies(list(replies), is_train=True)
         named = {self.run.sites.names[reply.metadata.src_node_id]: reply for reply in good}
         return {name: named[name] for name in sorted(named)}
+
+
+def with_record(message: Message, name: str, record: ArrayRecord | ConfigRecord) -> Message:
+    """Return a message that is not sent yet, with one more record or another one in its place."""
+    content = RecordDict({**message.content, name: record})
+    return Message(content, message.metadata.dst_node_id, message.metadata.message_type)
 
 
 def vectors(record: ArrayRecord) -> Vectors:
@@ -124,8 +166,3 @@ def to_float32(model: Mapping[str, NDArray[np.float64]]) -> ArrayRecord:
     """Return arrays as they travel."""
     # numpy makes scalars of 0-d arrays
     return ArrayRecord({name: Array(np.asarray(model[name], np.float32)) for name in model})
-
-
-def no_metrics() -> MetricRecord:
-    """Return the metrics of a round: the run loop reads none from a strategy."""
-    return MetricRecord()

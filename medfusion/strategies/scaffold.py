@@ -19,10 +19,10 @@ References
    ICML 2020, arXiv 1910.06378.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from medfusion.strategies.counted import Counted, after, telling_what_counted
@@ -30,10 +30,10 @@ from medfusion.strategies.patient_weighted import (
     PatientWeighted,
     Vectors,
     model_of,
-    no_metrics,
     patients_of,
     to_float32,
     vectors,
+    with_record,
 )
 from medfusion.strategies.site_rules import Round, State, travel_of
 from medfusion.transport.requests import GUIDE
@@ -74,7 +74,8 @@ class Scaffold(PatientWeighted):
     ) -> None:
         super().__init__(quorum=quorum, fraction_train=fraction_train)
         self._server_learning_rate = server_learning_rate
-        self._sent: tuple[Vectors, Vectors] | None = None  # x and c of the round under way
+        # c of the round under way; in a tuple, so that checkpoints leave it out.
+        self._control: tuple[Vectors] | None = None
         self.control_sum: Vectors = {}
         self.counted: Counted = {}
 
@@ -87,34 +88,23 @@ class Scaffold(PatientWeighted):
             n: np.zeros_like(x) for n, x in vectors(arrays).items()
         }
         control = to_float32({n: total / self.patients for n, total in self.control_sum.items()})
-        self._sent = vectors(arrays), vectors(control)
-        guided = [
-            Message(
-                RecordDict({**message.content, GUIDE: control}),
-                message.metadata.dst_node_id,
-                message.metadata.message_type,
-            )
-            for message in messages
-        ]
+        self._control = (vectors(control),)
+        guided = [with_record(message, GUIDE, control) for message in messages]
         return telling_what_counted(guided, self.counted, self.run.sites.names)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def combined(self, number: int, model: Vectors, replies: Mapping[str, Message]) -> Vectors:
         """Move model and control variates by what the sites' updates say."""
-        named = self.in_order(replies)
-        if not named or self._sent is None:
-            return None, None
-        model, control = self._sent
+        assert self._control is not None, "sent with the model"
+        (control,) = self._control
         step = {name: np.zeros_like(x) for name, x in model.items()}
-        answered = sum(patients_of(reply) for reply in named.values())
-        for reply in named.values():
+        answered = sum(patients_of(reply) for reply in replies.values())
+        for reply in replies.values():
             patients = patients_of(reply)
             travel = travel_of(self.run.training, patients)
             for name, trained in model_of(reply).items():
                 update = trained - model[name]
                 step[name] += patients / answered * update
                 self.control_sum[name] += patients * (-control[name] - update / travel)
-        self.counted = after(self.counted, server_round, named)
+        self.counted = after(self.counted, number, replies)
         rate = self._server_learning_rate
-        return to_float32({n: x + rate * step[n] for n, x in model.items()}), no_metrics()
+        return {n: x + rate * step[n] for n, x in model.items()}

@@ -10,7 +10,6 @@ from flwr.app import ArrayRecord, ConfigRecord
 from node_asker import NodeAsker
 
 from client.node.state import NodeState
-from client.node.strategy_memory import StrategyMemory
 from client.node.trainer import Trainer
 from medfusion.config import load_config
 from medfusion.data.site_data import load_site_data
@@ -345,9 +344,7 @@ def test_changed_images_get_other_noise(cohort, tmp_path):
             tmp_path / "cache",
             bytes(32),
             asker.node._ledger,
-            StrategyMemory(tmp_path / "strategy"),
-            StrategyMemory(tmp_path / "lost"),
-            StrategyMemory(tmp_path / "own"),
+            kept=tmp_path / "kept",
             exact=None,
         )
         digests.append(trainer._data_sha256)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from medfusion.data.encode import SELECTED
+from medfusion.models.blocks.linear_path import read_columns
 from medfusion.models.blocks.precision import at_least_float32
 from medfusion.models.spec import InputSpec
 
@@ -49,9 +49,7 @@ class Columns(nn.Module):
 
     def forward(self, x_BKV: Tensor) -> Tensor:
         """Return [B, width]; a column that is not selected adds nothing."""
-        before, selected_BK1, after = x_BKV.tensor_split((SELECTED, SELECTED + 1), dim=2)
-        read = (torch.cat([before, after], dim=2) * selected_BK1).flatten(1)
-        found: Tensor = self.tabular(read)
+        found: Tensor = self.tabular(read_columns(x_BKV))
         return found
 
 

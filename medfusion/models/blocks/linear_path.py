@@ -71,7 +71,7 @@ class LinearPath(nn.Module):
                 waves = self.wavelets(inputs["image"])
             found.append(self.image(_flagged(waves, inputs["image_present"])))
         if "tabular" in self._modalities:
-            found.append(self.tabular(_read_columns(inputs["tabular"])))
+            found.append(self.tabular(read_columns(inputs["tabular"])))
         if states_BPS is not None:
             tokens_BT = inputs["tokens"]
             note = _mean(at_least_float32(states_BPS), tokens_BT)
@@ -91,7 +91,7 @@ def _zero(features: int, labels: int) -> nn.Linear:
     return layer
 
 
-def _read_columns(x_BKV: Tensor) -> Tensor:
+def read_columns(x_BKV: Tensor) -> Tensor:
     """Return [B, K V] without the selected flags; columns that are not selected are zero."""
     before, selected_BK1, after = x_BKV.tensor_split((SELECTED, SELECTED + 1), dim=2)
     return (torch.cat([before, after], dim=2) * selected_BK1).flatten(1)
