@@ -28,7 +28,7 @@ def evaluate(
     from medfusion.errors import DataError
     from medfusion.evaluation.kinds import measures_of
     from medfusion.models.saved import load_model
-    from medfusion.scoring import check_same_task, score_part
+    from medfusion.scoring import calibrated, check_same_task, score_part
 
     saved = load_model(model_dir)
     data = load_site_data(site)
@@ -42,7 +42,7 @@ def evaluate(
     figures = measures_of(data.task).held_out(
         scores.logits, scores.labels, scores.known, scores.patients
     )
-    result = {"schema": 1, "site": data.name, **figures}
+    result = {"schema": 1, "site": data.name, **figures, **calibrated(saved, scores)}
     if as_json:
         typer.echo(json.dumps(result, indent=2, allow_nan=False))
     else:
@@ -60,6 +60,8 @@ def _show(result: dict[str, Any]) -> None:
     )
     if "labels" in result:
         console.print(_labels_table(result))
+    if "calibration" in result:
+        console.print(_calibration_table(result["calibration"]))
     for key in (key for key in _OTHERS if key in result):
         unit = result.get("unit", "") if key in ("mae", "rmse") else ""
         figure, interval = _interval(result[key])
@@ -76,6 +78,18 @@ def _labels_table(result: dict[str, Any]) -> "Table":
         table.add_row(name, *_figures(row["auroc"], row), *counts)
     macro = {"auprc": result["auprc_macro"], "brier": result["brier"], "ece": result["ece"]}
     table.add_row("mean", *_figures(result["auroc_macro"], macro))
+    return table
+
+
+def _calibration_table(found: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    title = f"calibrated ({found['method']}), sets for {found['wanted_coverage']:.0%}"
+    columns = ("label", "ECE before", "after", "coverage", "set size", "sensitivity", "specificity")
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    keys = ("ece_before", "ece_after", "coverage", "set_size", "sensitivity", "specificity")
+    for name, row in (*found["labels"].items(), ("all", found)):
+        table.add_row(name, *(_number(row.get(key)) for key in keys))
     return table
 
 
