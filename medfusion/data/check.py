@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medfusion.data.findings import Cells, Finding, near_misses, plural, rows_text
 from medfusion.data.identifiers import identifier_findings
-from medfusion.data.images import formats_of, unreadable_images
+from medfusion.data.images import formats_of, image_problems
 from medfusion.data.site import Site, load_site, mapping_findings, task_columns
 from medfusion.data.split import TRAIN, describe_torn_patients, patients_in_two_parts, split_of
 from medfusion.data.studies import Studies, local_name, validate_studies
@@ -149,10 +149,11 @@ def _image_findings(
     report = (lambda: on_image(total)) if on_image else None
     where = table.where(local_name(site, site.task.image.column))
     cells = Cells.absent(where, studies.rows)
-    bad = unreadable_images(studies.images, site.task.image, report)
+    problems = np.array(image_problems(studies.images, site.task.image, report), dtype=np.str_)
     formats = formats_of(site.task.image)
-    message = f"expected a readable {formats} file, found a truncated or damaged one"
-    yield from cells.finding(bad, "image-unreadable", message)
+    for problem in sorted(set(problems.tolist()) - {""}):
+        message = f"expected a readable {formats} file: {problem}"
+        yield from cells.finding(problems == problem, "image-unreadable", message)
     owners = defaultdict(set)
     for path, patient in zip(studies.images, studies.patient_ids, strict=True):
         owners[path].add(patient)

@@ -15,17 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.data.intensities import Floats, to_255
 from medfusion.data.task import ImageSpec
 from medfusion.errors import DataError
 
 NIFTI = (".nii", ".nii.gz")
 ARRAYS = (".npz", ".npy")
 _KEY, _SPACING_KEY = "volume", "spacing"
-_PERCENTILES = (0.5, 99.5)
-_TINY = 1e-30  # a volume of one value is black
 _MOST_VOXELS = 2**28  # a whole-body CT has some 1.5e8
-
-Floats = NDArray[np.float32]
 
 _DAMAGED = (
     *(OSError, ValueError, TypeError, EOFError, LookupError, NotImplementedError),
@@ -54,7 +51,7 @@ def decode_volume(path: Path, spec: ImageSpec) -> NDArray[np.uint8]:
     if voxels.ndim != 3 or 0 in voxels.shape or voxels.size > _MOST_VOXELS:
         raise DataError("a volume does not have three dimensions of a sensible size")
     if voxels.dtype != np.uint8 or spec.window is not None:
-        voxels = _to_255(voxels.astype(np.float32), spec.window)
+        voxels = to_255(voxels.astype(np.float32), spec.window)
     values = voxels.astype(np.float32)
     if spec.spacing is None:
         values = resample(values, spec.size)
@@ -97,18 +94,6 @@ def _centred(values: Floats, size: tuple[int, ...]) -> Floats:
     inner = values[tuple(cut)]
     lacking = [new - old for old, new in zip(inner.shape, size, strict=True)]
     return np.pad(inner, [(n // 2, n - n // 2) for n in lacking])
-
-
-def _to_255(values: Floats, window: tuple[float, float] | None) -> Floats:
-    """Bring the window, or the range between two percentiles, to 0 to 255."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise DataError("a volume holds no finite value")
-    ends = np.percentile(values[finite], _PERCENTILES) if window is None else window
-    low, high = (float(end) for end in ends)
-    share = (np.where(finite, values, low) - low) / max(high - low, _TINY)
-    found: Floats = (255.0 * np.clip(share, 0.0, 1.0)).astype(np.float32)
-    return found
 
 
 def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
