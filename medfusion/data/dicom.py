@@ -90,7 +90,7 @@ def reading() -> Iterator[None]:
 
 def read_image(path: Path) -> "Dataset":
     """Return a dataset whose pixels can be decoded; only within `reading`; raises `DataError`."""
-    from pydicom.pixels.decoders import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     dataset = read_file(path)
     if "PixelData" not in dataset or "PhotometricInterpretation" not in dataset:
@@ -134,14 +134,14 @@ def of_frame(dataset: "Dataset", number: int) -> "Dataset":
     return dataset
 
 
-def modality_values(dataset: "Dataset") -> NDArray[Any]:
-    """Return the pixels in the modality's unit (of a CT: Hounsfield), as stored where it has none.
+def modality_values(dataset: "Dataset", frame: int | None = None) -> NDArray[Any]:
+    """Return pixels [H, W] in the modality's unit (of a CT: Hounsfield), as stored without one.
 
-    [H, W], or [frames, H, W] of several.
+    ``frame`` is which of several to take.
     """
     from pydicom.pixels.processing import apply_modality_lut
 
-    stored = _stored(dataset)
+    stored = _stored(dataset) if frame is None else _stored(dataset)[frame]
     slope, intercept = dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)
     if not dataset.get("ModalityLUTSequence") and (slope, intercept) == (1, 0):
         return stored

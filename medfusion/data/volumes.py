@@ -1,4 +1,4 @@
-"""Volumes: from NIfTI or numpy files to voxels of the task's size.
+"""Volumes: from NIfTI, numpy or DICOM files to voxels of the task's size.
 
 Nothing is learned from other patients: intensities are brought to eight bits by the task's public
 window, or by the volume's own percentiles.
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.data.image_files import image_files, is_dicom, single_file
 from medfusion.data.intensities import Floats, to_255
 from medfusion.data.task import ImageSpec
 from medfusion.errors import DataError
@@ -36,6 +37,8 @@ def decode_volume(path: Path, spec: ImageSpec) -> NDArray[np.uint8]:
     - NIfTI files are turned to RAS by their affine, and bring their spacing.
     - A ``.npy`` file holds one array, an ``.npz`` file one array, or ``volume`` and ``spacing``
       (three numbers, in mm; 1 where it is not there). Their axes are taken to be RAS.
+    - DICOM: a folder of slices, or one file of many frames, turned to RAS, in the modality's unit
+      (see `medfusion.data.dicom_volume`). Windows in the files are not heeded.
     - With ``spec.spacing`` the volume is resampled to it, and cut or filled up with 0 around its
       centre; without, the whole of it is resampled to the size.
     - Eight-bit volumes without ``spec.window`` keep their values.
@@ -98,6 +101,12 @@ def _centred(values: Floats, size: tuple[int, ...]) -> Floats:
 
 def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     """Return the voxels and their spacing in mm."""
+    files = image_files(path)
+    if is_dicom(files[0]):
+        from medfusion.data.dicom_volume import read_dicom_volume
+
+        return read_dicom_volume(files, _MOST_VOXELS)
+    path = single_file(path)
     name = path.name.lower()
     try:
         if name.endswith(NIFTI):
@@ -109,7 +118,7 @@ def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
             f"a volume cannot be read (truncated, damaged or of another format: "
             f"{type(error).__name__})"
         ) from None
-    raise DataError(f"a volume is not one of {', '.join((*NIFTI, *ARRAYS))}")
+    raise DataError(f"a volume is not one of {', '.join((*NIFTI, *ARRAYS))} or DICOM")
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
