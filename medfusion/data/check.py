@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.data.findings import Cells, Finding, near_misses, plural, rows_text
+from medfusion.data.dicom_check import header_findings
+from medfusion.data.dicom_tags import tag_of
+from medfusion.data.findings import Cells, Finding, Severity, near_misses, plural, rows_text
 from medfusion.data.identifiers import identifier_findings
 from medfusion.data.images import formats_of, image_problems
 from medfusion.data.site import Site, load_site, mapping_findings, task_columns
@@ -142,7 +144,7 @@ def _split_findings(site: Site, studies: Studies, training: int) -> Iterator[Fin
 def _image_findings(
     site: Site, studies: Studies, table: Table, on_image: Callable[[int], None] | None
 ) -> Iterator[Finding]:
-    """Images that cannot be decoded, and files that several patients share."""
+    """Images that cannot be decoded, what DICOM headers hold, and files that patients share."""
     if site.task.image is None:
         return
     total = len(set(studies.images) - {None})
@@ -154,6 +156,7 @@ def _image_findings(
     for problem in sorted(set(problems.tolist()) - {""}):
         message = f"expected a readable {formats} file: {problem}"
         yield from cells.finding(problems == problem, "image-unreadable", message)
+    yield from header_findings(studies.images, where)
     owners = defaultdict(set)
     for path, patient in zip(studies.images, studies.patient_ids, strict=True):
         owners[path].add(patient)
@@ -217,6 +220,11 @@ def _missing_findings(site: Site, studies: Studies, table: Table) -> Iterator[Fi
         if source == "":
             message = "declared as not to be had at this site"
             yield Finding("note", "declared-absent", f"site.toml, [columns.{name}]", message)
+        elif (tag := tag_of(source)) is not None:
+            message = f"missing in {mask.sum():,} of {len(mask):,} studies ({mask.mean():.1%})"
+            severity: Severity = "warning" if mask.all() else "note"
+            if mask.any():
+                yield Finding(severity, "missing-rate", f"DICOM tag {tag}", message)
         elif source in table.columns and mask.all() and name not in site.task.label_columns:
             yield Finding("warning", "all-missing", table.where(source), "missing in every study")
         elif source in table.columns and mask.any():

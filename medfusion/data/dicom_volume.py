@@ -143,8 +143,6 @@ def _canonical(
     affine[:3, :3] = np.stack([first.along_column * down, first.along_row * right, step], axis=1)
     affine[:3, 3] = first.position
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    turn = nibabel.orientations.io_orientation(affine)
-    turned = nibabel.orientations.apply_orientation(voxels, turn)
-    spacing = np.empty(3)
-    spacing[turn[:, 0].astype(int)] = [down, right, np.linalg.norm(step)]
-    return turned, tuple(spacing.tolist())
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(voxels, affine))  # type: ignore[no-untyped-call]
+    spacing = tuple(float(mm) for mm in nibabel.affines.voxel_sizes(image.affine))  # type: ignore[no-untyped-call]
+    return np.asanyarray(image.dataobj), spacing
