@@ -29,6 +29,7 @@ _DAMAGED = (
     *(NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error),
 )
 GREY = ("MONOCHROME1", "MONOCHROME2")
+_MOST_PIXELS = 2**27  # the largest radiographs have some 5e7
 _FAR = 1e30  # beyond any window
 
 
@@ -105,6 +106,8 @@ def read_image(path: Path) -> "Dataset":
             f"a DICOM file is compressed as {syntax.name}, which pydicom does not decode; export "
             "it uncompressed"
         ) from None
+    if int(dataset.Rows) * int(dataset.Columns) > _MOST_PIXELS:
+        raise DataError("a DICOM file has too many pixels to be an image of a patient")
     if missing:
         raise DataError(
             f"a DICOM file is compressed as {syntax.name}, which needs a package that is not "
@@ -142,11 +145,12 @@ def modality_values(dataset: "Dataset", frame: int | None = None) -> NDArray[Any
     from pydicom.pixels.processing import apply_modality_lut
 
     stored = _stored(dataset) if frame is None else _stored(dataset)[frame]
-    slope, intercept = dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)
-    if not dataset.get("ModalityLUTSequence") and (slope, intercept) == (1, 0):
-        return stored
-    values: NDArray[Any] = apply_modality_lut(stored, dataset)
-    return values
+    if dataset.get("ModalityLUTSequence"):
+        values: NDArray[Any] = apply_modality_lut(stored, dataset)
+        return values
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    slope, intercept = 1 if slope is None else slope, intercept or 0  # a tag may be empty
+    return stored if (slope, intercept) == (1, 0) else stored * float(slope) + float(intercept)
 
 
 def _text(value: Any) -> str:

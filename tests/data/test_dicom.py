@@ -58,6 +58,15 @@ def test_a_window_acts_on_rescaled_values(tmp_path: Path) -> None:
     assert_array_equal(decode_image(path, GREY)[0], np.rint(expected))
 
 
+def test_empty_tags_of_the_transform_say_nothing_and_huge_images_are_refused(tmp_path) -> None:
+    pixels = random_pixels(16, 16)
+    path = write_dicom(tmp_path / "x.dcm", pixels, RescaleSlope="", RescaleIntercept="")
+    assert_array_equal(decode_image(path, GREY)[0], pixels)
+    huge = write_dicom(tmp_path / "y.dcm", pixels, Rows=60000, Columns=60000)
+    with pytest.raises(DataError, match="too many pixels"):
+        decode_image(huge, GREY)
+
+
 def test_without_a_window_deep_values_have_their_own_range(tmp_path: Path) -> None:
     stored = np.linspace(300, 700, 256).reshape(16, 16).astype(np.uint16)
     found = decode_image(write_dicom(tmp_path / "x.dcm", stored), GREY)[0]
