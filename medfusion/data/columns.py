@@ -63,7 +63,7 @@ def read_ids(cells: Cells) -> tuple[NDArray[np.str_], list[Finding]]:
 def read_images(
     cells: Cells, images: Path, allowed: Sequence[Path]
 ) -> tuple[tuple[Path | None, ...], list[Finding]]:
-    """Files that the cells name, relative to ``images``; none where blank or not there.
+    """Files or folders that the cells name, relative to ``images``; none where blank or not there.
 
     A name may not lead outside ``images`` (by ``..`` or as an absolute path), nor outside the
     ``allowed`` folders (through a symbolic link).
@@ -78,7 +78,7 @@ def read_images(
         named = os.path.normpath(os.path.join(inside, name))
         if path is not None and not (named.startswith(inside) and path.startswith(roots)):
             outside[i], path = True, None
-        elif path is not None and not _is_file(path):
+        elif path is not None and not _is_there(path):
             absent[i], path = True, None
         found.append(Path(path) if path else None)
     return tuple(found), [
@@ -180,8 +180,10 @@ def _resolved(images: Path, name: str, parents: dict[str, str]) -> str:
     return os.path.join(parents[parent], base)
 
 
-def _is_file(path: str) -> bool:
+def _is_there(path: str) -> bool:
+    """Whether there is a file, or a folder of files (see `medfusion.data.image_files`)."""
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
     except (OSError, ValueError):
         return False

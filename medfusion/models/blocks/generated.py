@@ -102,12 +102,14 @@ class Generated(nn.Module):
 
     def forward(self, x: Tensor, e_Bl: Tensor) -> Tensor:
         """Return the layer's output for ``x`` [B, C, ...] under the weights of each sample."""
-        weight = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
+        weight = self.generator(e_Bl).reshape(e_Bl.shape[0], *self._shape)
         made = self._made(x, weight)
         if self._rank is not None:
-            left = self.left(e_Bl).reshape(len(e_Bl), -1, self._rank)
+            left = self.left(e_Bl).reshape(e_Bl.shape[0], -1, self._rank)
             places = made.shape[2:]
-            made = torch.bmm(left, made.reshape(*made.shape[:2], -1)).reshape(len(x), -1, *places)
+            made = torch.bmm(left, made.reshape(*made.shape[:2], -1)).reshape(
+                x.shape[0], -1, *places
+            )
         bias = self.bias(e_Bl)
         total: Tensor = self.base(x) + made + bias.reshape(*bias.shape, *[1] * (made.ndim - 2))
         return total
