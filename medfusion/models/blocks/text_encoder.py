@@ -104,9 +104,12 @@ class TextEncoder(nn.Module):
             states_BPS: Tensor = self(tokens_BT.to(device))
         return states_BPS.cpu()
 
+    def vocabulary_ids(self, tokens_BT: Tensor) -> Tensor:
+        """Return the encoder's own ids [B, T] of ids as `tokenizer` gives them."""
+        return torch.where(tokens_BT > 0, tokens_BT - 1, self._pad_id)
+
     def _states(self, tokens_BT: Tensor) -> Tensor:
-        real_BT = tokens_BT > 0
-        ids_BT = torch.where(real_BT, tokens_BT - 1, self._pad_id)
+        real_BT, ids_BT = tokens_BT > 0, self.vocabulary_ids(tokens_BT)
         length = tokens_BT.shape[1]
         positions = torch.arange(length, device=tokens_BT.device) + self._first_position
         # Lookups that broadcast over the batch would give wrong per-sample gradients.
