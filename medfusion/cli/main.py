@@ -11,6 +11,7 @@ from medfusion.cli import (
     compare,
     evaluate,
     poc,
+    predict,
     privacy,
     provision,
     runs,
@@ -39,6 +40,7 @@ _cli = typer.Typer(
 _cli.command("simulate")(simulate.simulate)
 _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
+_cli.command("predict")(predict.predict)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
 _cli.command("provision")(provision.provision)

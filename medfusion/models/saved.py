@@ -23,6 +23,8 @@ PERSONAL = "personal"  # folder, beside a hospital's copy of the common model, o
 
 OWN_PARTS = "own_parts"  # key of a card: "initial" where parts that sites keep were never trained
 
+_SCHEMA = 1  # of model.json
+
 _OPTIONS: TypeAdapter[ModelOptions] = TypeAdapter(
     Annotated[ModelOptions, Field(discriminator="name")]
 )
@@ -68,6 +70,8 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
     where = where or str(folder)
     try:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if (schema := card.get("schema", _SCHEMA)) != _SCHEMA:
+            raise ValueError(f"model.json has schema {schema!r}, expected {_SCHEMA}")
         state = load_file(folder / "model.safetensors")
         task = Task.parse(card["task"], where=f"{where}/model.json")
         options = _OPTIONS.validate_python(card["model"])
@@ -77,7 +81,14 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
     except FileNotFoundError as error:
         name = Path(str(error.filename)).name
         raise DataError(f"{where}: no {name}; expected a model folder of a finished run") from None
-    except (SafetensorError, ValidationError, ValueError, KeyError, ConfigError) as error:
+    except (
+        SafetensorError,
+        ValidationError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        ConfigError,
+    ) as error:
         raise DataError(f"{where}: not a model that this version can read: {error}") from None
     if card.get(OWN_PARTS) == "initial":
         raise ConfigError(
