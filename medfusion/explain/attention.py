@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medfusion.explain.scores import as_in_use
 from medfusion.models.blocks.attention import Attention
-from medfusion.models.blocks.heads import QueryHead
+from medfusion.models.blocks.heads import LabelLayer, QueryHead
 from medfusion.models.medfusion_net import MedFusionNet
 
 
@@ -51,14 +51,13 @@ def label_attention(model: MedFusionNet, inputs: dict[str, Tensor]) -> LabelAtte
     """Return where the labels' queries look; the model must be one that `reads_by_queries`."""
     head = model.head
     assert isinstance(head, QueryHead)
-    gathers: list[tuple[str, Attention]] = [
-        (name, attention) for layer in head.layers for name, attention in layer.gather.items()
-    ]
-    among = [layer.among_labels for layer in head.layers if layer.among_labels is not None]
-    looks = {id(attention): _Look() for attention in (*among, *(one for _, one in gathers))}
+    layers = [layer for layer in head.layers if isinstance(layer, LabelLayer)]
+    gathers = [(name, one) for layer in layers for name, one in layer.gather.items()]
+    among = [layer.among_labels for layer in layers if layer.among_labels is not None]
+    looks = {id(one): _Look() for one in (*among, *(one for _, one in gathers))}
     with as_in_use(model), ExitStack() as hooks:
-        for attention in (*among, *(one for _, one in gathers)):
-            hooks.enter_context(attention.register_forward_hook(looks[id(attention)]))
+        for one in (*among, *(one for _, one in gathers)):
+            hooks.enter_context(one.register_forward_hook(looks[id(one)]))
         model(inputs)
     by_name = {name: [looks[id(one)] for n, one in gathers if n == name] for name, _ in gathers}
     return LabelAttention(
@@ -87,5 +86,6 @@ def _mean(values: Iterable[Tensor]) -> Tensor:
 def on_the_image(model: MedFusionNet, weights_BLM: Tensor) -> list[Tensor]:
     """Lay weights of the image's memory out on the grids of its tokens, [B, L, H, W] of each."""
     grids = model.image.streams.grids
-    parts = weights_BLM[..., 1:].split([height * width for height, width in grids], dim=-1)
+    counts = [height * width for height, width in grids]
+    parts = torch.split(weights_BLM[..., 1:], counts, dim=-1)
     return [part.unflatten(-1, grid) for part, grid in zip(parts, grids, strict=True)]

@@ -4,13 +4,15 @@ On the levels of MedFusionNet's feature pyramid, and on the last map of HyperFus
 two or three dimensions. It sees what passes through those maps alone: neither the transformer
 stream's own tokens nor the linear path.
 
-Shapes: B batch, L labels, [...] the axes of a map.
+Shapes: B batch, [...] the axes of a map.
 
 References
 ----------
 .. [1] Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based
    localization", ICCV 2017, arXiv 1610.02391; equations 1 and 2.
 """
+
+from collections.abc import Sequence
 
 import torch
 from captum.attr import LayerGradCam
@@ -32,16 +34,13 @@ def map_layers(model: Model) -> dict[str, nn.Module]:
     return {"last map": model.image} if isinstance(model, HyperFusion) else {}
 
 
-def grad_cam(model: Model, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return for each map what speaks for each label at each place, [B, L, ...], none below 0.
+def grad_cam(model: Model, inputs: dict[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:
+    """Return for each map what speaks for each of ``labels`` at each place: [B, labels, ...].
 
-    A label's map adds up over its places to what the map adds to the label's score to first
-    order (where it speaks for it), divided by the number of places.
+    Nothing is below 0: what speaks against a label is left out.
     """
     image = inputs["image"].detach().requires_grad_()  # else nothing leads through frozen layers
     scores = ScoresOf(model, {**inputs, "image": image}, "image")
-    with as_in_use(model), torch.no_grad():
-        labels = scores(image, *scores.others).shape[1]
     found = {}
     for name, layer in map_layers(model).items():
         cam = LayerGradCam(scores, layer)
@@ -53,7 +52,7 @@ def grad_cam(model: Model, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
                     additional_forward_args=scores.others,
                     relu_attributions=True,
                 ).detach()
-                for label in range(labels)
+                for label in labels
             ]
         found[name] = torch.cat(maps, dim=1)
     return found

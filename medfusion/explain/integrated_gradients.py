@@ -22,7 +22,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from medfusion.data.encode import FIRST_INDICATOR, VALUE
-from medfusion.explain.scores import ScoresOf, as_in_use
+from medfusion.explain.scores import ScoresOf, as_in_use, image_read_once
 from medfusion.models.blocks.text_encoder import TextEncoder
 from medfusion.models.contract import Model
 
@@ -40,9 +40,9 @@ def neutral_columns(x_BKV: Tensor) -> Tensor:
 
 def column_attributions(model: Model, inputs: dict[str, Tensor], *, steps: int = STEPS) -> Tensor:
     """Return what each column adds to each label's score, [B, L, K]."""
-    scores = ScoresOf(model, inputs, "tabular")
-    baseline = neutral_columns(scores.changed)
-    with as_in_use(model):
+    with as_in_use(model), image_read_once(model, inputs) as read:
+        scores = ScoresOf(model, read, "tabular")
+        baseline = neutral_columns(scores.changed)
         found = _integrate(scores, scores.changed, baseline, scores.others, steps)
     return found.sum(dim=-1)
 
@@ -52,22 +52,22 @@ def token_attributions(model: Model, inputs: dict[str, Tensor], *, steps: int = 
 
     Gradients pass through the whole encoder, frozen or not.
     """
-    scores = ScoresOf(model, inputs, "tokens")
-    tokens_BT, encoder = scores.changed, model.text_encoder
+    tokens_BT, encoder = inputs["tokens"], model.text_encoder
     assert isinstance(encoder, TextEncoder)
     table = encoder.encoder.get_input_embeddings()
     with torch.no_grad():
         x = table(encoder.vocabulary_ids(tokens_BT))
         baseline = table(encoder.vocabulary_ids(torch.zeros_like(tokens_BT)))
+    with as_in_use(model), _open(encoder), image_read_once(model, inputs) as read:
+        scores = ScoresOf(model, read, "tokens")
 
-    def from_embeddings(embedded_BTS: Tensor, *others: Tensor) -> Tensor:
-        hook = table.register_forward_hook(lambda *_: embedded_BTS)
-        try:
-            return scores(*others)
-        finally:
-            hook.remove()
+        def from_embeddings(embedded_BTS: Tensor, *others: Tensor) -> Tensor:
+            hook = table.register_forward_hook(lambda *_: embedded_BTS)
+            try:
+                return scores(*others)
+            finally:
+                hook.remove()
 
-    with as_in_use(model), _open(encoder):
         found = _integrate(from_embeddings, x, baseline, (tokens_BT, *scores.others), steps)
     return found.sum(dim=-1)
 

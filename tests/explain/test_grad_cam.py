@@ -35,7 +35,7 @@ def by_hand(model, layer, inputs, label):
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_maps_are_those_of_the_equations(options):
     model, inputs = random_model(options), random_inputs()
-    maps = grad_cam(model, inputs)
+    maps = grad_cam(model, inputs, (0, 1))
     assert maps.keys() == map_layers(model).keys() != set()
     for name, layer in map_layers(model).items():
         for label in range(2):
@@ -56,18 +56,20 @@ def test_of_a_volume_the_map_has_three_axes():
     inputs = random_inputs()
     draw = torch.Generator().manual_seed(0)
     inputs["image"] = torch.randn(3, 1, 16, 20, 24, generator=draw, dtype=torch.float64)
-    (found,) = grad_cam(model, inputs).values()
+    (found,) = grad_cam(model, inputs, (0, 1)).values()
     assert found.shape == (3, 2, 4, 5, 6)
     torch.testing.assert_close(found[:, 1], by_hand(model, model.image, inputs, 1))
 
 
 def test_a_model_without_maps_has_none():
-    assert grad_cam(random_model(LogisticOptions(modalities=("image",))), random_inputs()) == {}
+    assert (
+        grad_cam(random_model(LogisticOptions(modalities=("image",))), random_inputs(), (0,)) == {}
+    )
     assert map_layers(random_model(MedFusionNetOptions(modalities=("tabular",)))) == {}
 
 
 def test_parameters_get_no_gradients_and_the_mode_stays():
     model = random_model(MedFusionNetOptions()).train()
-    grad_cam(model, random_inputs())
+    grad_cam(model, random_inputs(), (0,))
     assert model.training
     assert all(value.grad is None for value in model.parameters())

@@ -174,10 +174,7 @@ def tokenizer(
     ConfigError
         If the encoder's tokenizer is not on this machine.
     """
-    if options.encoder == "tiny":
-        pieces: Any = BertTokenizer(vocab={piece: i for i, piece in enumerate(_vocabulary())})
-    else:
-        pieces = load_tokenizer(options.encoder)
+    pieces = _pieces(options)
 
     def tokenize(notes: Sequence[str | None]) -> NDArray[np.int64]:
         ids = np.zeros((len(notes), max_tokens), np.int64)
@@ -190,6 +187,28 @@ def tokenizer(
         return ids
 
     return tokenize
+
+
+def token_names(options: TextOptions) -> Callable[[NDArray[np.int64]], list[str]]:
+    """Return a function from ids [T] as `tokenizer` gives them to word pieces; padding: empty.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder's tokenizer is not on this machine.
+    """
+    pieces = _pieces(options)
+
+    def names(ids_T: NDArray[np.int64]) -> list[str]:
+        return [pieces.convert_ids_to_tokens(int(one) - 1) if one else "" for one in ids_T]
+
+    return names
+
+
+def _pieces(options: TextOptions) -> Any:
+    if options.encoder == "tiny":
+        return BertTokenizer(vocab={piece: i for i, piece in enumerate(_vocabulary())})
+    return load_tokenizer(options.encoder)
 
 
 def _vocabulary() -> list[str]:
