@@ -162,7 +162,10 @@ class MdfNet(Model):
 
     def encode(self, inputs: dict[str, Tensor]) -> Encoded:
         """Return what does not depend on single proposals."""
-        maps = self.image(inputs["image"])
+        return self.fuse(self.image(inputs["image"]), inputs)
+
+    def fuse(self, maps: list[Tensor], inputs: dict[str, Tensor]) -> Encoded:
+        """Return what `encode` does, given the maps of the images."""
         vector = None if self.tabular is None else self.tabular(inputs["tabular"])
         if self.fusion is not None and self.spatial is not None:
             spread = self.spatial(vector)

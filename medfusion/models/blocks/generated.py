@@ -114,6 +114,14 @@ class Generated(nn.Module):
         total: Tensor = self.base(x) + made + bias.reshape(*bias.shape, *[1] * (made.ndim - 2))
         return total
 
+    def weights(self, e_Bl: Tensor) -> Tensor:
+        """Return the weights that are made of each embedding, [B, O, C, ...]."""
+        weight = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
+        if self._rank is not None:
+            left = self.left(e_Bl).reshape(len(e_Bl), -1, self._rank)
+            weight = torch.bmm(left, weight.flatten(2)).reshape(-1, *self.base.weight.shape)
+        return weight
+
     def _made(self, x: Tensor, weight: Tensor) -> Tensor:
         if isinstance(self.base, nn.Linear):
             return torch.bmm(weight, x.unsqueeze(2)).squeeze(2)

@@ -114,6 +114,11 @@ class ImageStreams(nn.Module):
     frozen_stages
         Stem and leading stages of the convolutional stream that are not trained. Until
         something trained joins in, autograd keeps nothing of them.
+
+    Attributes
+    ----------
+    grids
+        Height and width of the grid that each part of the tokens is laid out in.
     """
 
     def __init__(
@@ -150,10 +155,10 @@ class ImageStreams(nn.Module):
         self._taps = (1, 2, 3) if fpn else (3,)
         self.pyramid = FeaturePyramid([channels[tap + 1] for tap in self._taps], sizes.width)
         self._grids = [_capped(maps[tap]) for tap in self._taps]
-        grids = self._grids + ([grid] if attention_stream else [])
-        self.places = Places(grids, sizes.width)
+        self.grids = self._grids + ([grid] if attention_stream else [])
+        self.places = Places(self.grids, sizes.width)
         # The fine level's many tokens would leave the others' few next to nothing to say at first.
-        counts = torch.tensor([height * breadth for height, breadth in grids])
+        counts = torch.tensor([height * breadth for height, breadth in self.grids])
         self.log_share: Tensor
         self.register_buffer("log_share", -counts.repeat_interleave(counts).log(), persistent=False)
         self.norm = nn.LayerNorm(sizes.width)
