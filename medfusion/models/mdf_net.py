@@ -148,7 +148,7 @@ class MdfNet(Model):
 
         In training ``inputs`` holds what was drawn: `BOXES` [B, M, 4], corners in pixels, and
         `BOX_CLASSES` int64 [B, M], from 1, 0 where there is no box. The losses of a study
-        without an image are 0.
+        without an image are 0. The detections of a study are NaN where the network diverged.
         """
         encoded = self.encode(inputs)
         if self.training:
@@ -158,7 +158,8 @@ class MdfNet(Model):
         logits, deltas = self.look_at(encoded, proposals)
         there = valid & inputs["image_present"][:, None]
         most = self._options.detections
-        return detect(logits, deltas, proposals, there, image_size=self._image_size, most=most)
+        found = detect(logits, deltas, proposals, there, image_size=self._image_size, most=most)
+        return _broken_shown(found, encoded.objectness, encoded.deltas, logits, deltas)
 
     def encode(self, inputs: dict[str, Tensor]) -> Encoded:
         """Return what does not depend on single proposals."""
@@ -223,3 +224,12 @@ class MdfNet(Model):
     def feature_rows(self) -> dict[str, FeatureAxis]:
         """Name the table of the columns' affine maps, a row each."""
         return {} if self.tabular is None else {"tabular.tokens.maps.weight": FeatureAxis(0, 1)}
+
+
+def _broken_shown(found_BD6: Tensor, *said: Tensor) -> Tensor:
+    """Return detections, NaN in a study of which the network ``said`` something not finite.
+
+    Proposals and detections are sorted and compared, in which such numbers would be lost.
+    """
+    finite_B = torch.stack([each.flatten(1).isfinite().all(dim=1) for each in said]).all(dim=0)
+    return found_BD6.masked_fill(~finite_B[:, None, None], torch.nan)

@@ -7,6 +7,8 @@ from opacus import GradSampleModule
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from medfusion.errors import FederationError
+from medfusion.evaluation.metrics import check_logits
 from medfusion.models.contract import trainable_state
 from medfusion.models.mdf_net import Encoded, Lesson, MdfNet
 from medfusion.models.options import MdfNetOptions
@@ -181,6 +183,30 @@ def test_detections_do_not_know_what_was_drawn(options):
     assert found.shape == (B, 10, 6)
     assert not found[1].any()  # no image, nothing found
     assert found[0].any()
+
+
+@pytest.mark.parametrize("part", ["regions.deltas", "regions.objectness", "boxes.classes"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_seen_in_its_detections(part, broken):
+    model = build(MdfNetOptions()).eval()
+    inputs = draw_inputs(TASK, B)
+    with torch.no_grad():
+        model.get_submodule(part).bias[0] = broken
+    found = model(inputs)
+    assert found.isnan().all()
+    with pytest.raises(FederationError, match="diverged"):
+        check_logits(found.detach().numpy())
+
+
+def test_what_diverges_on_one_study_leaves_the_others():
+    model = build(MdfNetOptions()).eval()
+    inputs = draw_inputs(TASK, B)
+    before = model(inputs)
+    inputs["tabular"][3, 0, 0] = float("nan")
+    after = model(inputs)
+    others = [row for row in range(B) if row != 3]
+    assert after[3].isnan().all()
+    torch.testing.assert_close(after[others], before[others])
 
 
 @every_case
