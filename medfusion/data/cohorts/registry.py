@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from medfusion.data.cohorts import (
+    adni,
     chexpert,
     covid_chestxray,
     covid_lungs,
@@ -81,6 +82,7 @@ IMPORTERS: Mapping[str, Importer] = MappingProxyType(
         "chexpert": Importer(read=chexpert.read),
         "uci-cervical": Importer(read=uci_cervical.read),
         **{name: Importer(read=read) for name, read in oasis1.READERS.items()},
+        "adni": Importer(read=adni.read),
         "fed-heart": Importer(read=fed_heart.read, natural_sites="hospitals"),
     }
 )

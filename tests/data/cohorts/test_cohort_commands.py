@@ -2,6 +2,7 @@ import csv
 from functools import partial
 
 import pytest
+import test_adni
 import test_chexpert
 import test_covid_lungs
 import test_mimic_cxr
@@ -33,6 +34,7 @@ SOURCES = {
     "chexpert": test_chexpert.write_source,
     "uci-cervical": write_cervical,
     "fed-heart": write_heart,
+    "adni": test_adni.write_source,
     **dict.fromkeys(READERS, partial(write_oasis, count=120)),
 }
 
