@@ -29,6 +29,10 @@ CASES = {
     "both": MdfNetOptions(),
     "gated": MdfNetOptions(fusion_3d="gated", fpn=True),
     "concat": MdfNetOptions(fusion_3d="concat", spatialisation="image"),
+    "mobile": MdfNetOptions(backbone="mobilenet_v3", fpn=True),
+    "mobile_image": MdfNetOptions(backbone="mobilenet_v3", spatialisation="image"),
+    "masks": MdfNetOptions(mask_head=True),
+    "masks_fpn": MdfNetOptions(mask_head=True, fpn=True, fusion_3d="none", fusion_1d=False),
 }
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -101,15 +105,19 @@ def by_vmap(model: MdfNet, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         lesson = model.lesson(model.encode(inputs), inputs)
     whole = Losses(model)
 
-    def loss(state, study, proposals, anchors, regions):
+    def loss(state, study, proposals, anchors, regions, masks):
         one = {name: value.unsqueeze(0) for name, value in study.items()}
         named = {f"model.{name}": value for name, value in state.items()}
-        targets = [type(t)(*(part.unsqueeze(0) for part in t)) for t in (anchors, regions)]
+        targets = [
+            targets and type(targets)(*(part.unsqueeze(0) for part in targets))
+            for targets in (anchors, regions, masks)
+        ]
         own = Lesson(proposals.unsqueeze(0), *targets)
         return functional_call(whole, named, (one, own)).sum()
 
     state = {n: p.detach() for n, p in trainable_state(model).items()}
-    return vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(state, inputs, *lesson)
+    dims = (None, 0, *(None if part is None else 0 for part in lesson))
+    return vmap(grad(loss), in_dims=dims)(state, inputs, *lesson)
 
 
 @every_case
