@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from medfusion.data.selection_options import SelectionOptions
 from medfusion.errors import ConfigError
 from medfusion.evaluation.calibrators import Method
-from medfusion.models.options import MedFusionNetOptions, ModelOptions
+from medfusion.models.options import WITH_INIT, MedFusionNetOptions, ModelOptions
 from medfusion.options import FileSchema, Options, read_toml
 from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
@@ -224,7 +224,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _with_local_init(model: ModelOptions, folder: Path) -> ModelOptions:
     """Make ``init`` absolute, unless it is a name that is no file or folder in ``folder``."""
-    if not isinstance(model, MedFusionNetOptions) or model.init is None:
+    if not isinstance(model, WITH_INIT) or model.init is None:
         return model
     path = (folder / model.init).resolve()
     if Path(model.init).name == model.init and not path.exists():
