@@ -11,7 +11,7 @@ from medfusion.data.thresholds import Selection
 from medfusion.errors import MedFusionError
 from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.transport.requests import Request, RunSettings, read_receipt
-from server.exchange import Check, Replies, exchange_with_quorum
+from server.exchange import Check, Remedy, Replies, exchange_with_quorum
 from server.latecomers import Latecomers
 from server.progress import RunProgress
 from server.reply_checks import check_histograms
@@ -23,7 +23,8 @@ from server.run_state import Cost, RunContext
 class Asking:
     """The sites of one run, as the loop asks them.
 
-    ``frozen_sha256`` is the digest of the weights that do not travel.
+    ``frozen_sha256`` is the digest of the weights that do not travel; ``whole`` what a site is sent
+    that lacks the model which a message goes on from.
     """
 
     context: RunContext
@@ -31,6 +32,7 @@ class Asking:
     frozen_sha256: str
     latecomers: Latecomers
     show: RunProgress
+    whole: Remedy
 
     def request(self, selection: Selection | None, **parts: Any) -> Request:
         """Return a request of this run; ``parts`` are its other fields."""
@@ -97,6 +99,7 @@ class Asking:
                 check=checked,
                 on_reply=partial(self._replied, number),
                 patience=self.context.patience,
+                whole=self.whole,
             )
         finally:
             receipts.take(told)

@@ -14,7 +14,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.app.exception import AppExitException
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvgM, Strategy
 
 from medfusion.errors import FederationError
 from medfusion.evaluation.kinds import measures_of
@@ -32,6 +32,7 @@ from server.asking import Asking
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
+from server.downlink import Downlink
 from server.exchange import Replies, broadcast
 from server.federated_metrics import federated_metrics
 from server.federated_selection import federated_selection
@@ -72,8 +73,10 @@ class RoundLoop:
         local = self._settings.selection.method == "local"
         rows = model.feature_rows() if local else {}
         self._columns = {name: axis for name, axis in rows.items() if name not in kept}
-        latecomers = Latecomers(context, show.warn)
-        self._asking = Asking(context, self._settings, self._frozen, latecomers, show)
+        down, seed = context.config.compression.down, context.config.run.seed
+        self._downlink = Downlink(down, self._start, seed, self._settings.run_id)
+        latecomers, whole = Latecomers(context, show.warn), self._downlink.whole
+        self._asking = Asking(context, self._settings, self._frozen, latecomers, show, whole)
         if isinstance(strategy, PatientWeighted):
             strategy.serve(
                 RunFacts(
@@ -101,6 +104,7 @@ class RoundLoop:
         if resumed:
             arrays, average = resumed.arrays, resumed.average or resumed.arrays
             state = Progress.from_json(resumed.progress, self._task)
+            self._downlink.resume(arrays, resumed.down)
             recall_sites(self._context, state.sites)
             write_rounds(self._context.folder, state.rounds)
         else:
@@ -129,7 +133,7 @@ class RoundLoop:
             if node not in nodes:
                 self._show.warn(f"site {name} is gone: it gets no model")
         messages = broadcast("deliver", request_content(request, outcome.arrays), nodes)
-        messages = self._told(messages, outcome.progress)
+        messages = self._with_average(messages, outcome.progress)
         cost = Cost()
         self._asking.exchange(messages, cost=cost, number=self._config.run.rounds)
         outcome.progress.cost.add(cost)
@@ -147,7 +151,8 @@ class RoundLoop:
     ) -> None:
         state.sites = facts_of(self._roster)
         kept = average if self._config.server.ema else None
-        self._store.save(Checkpoint(number, arrays, state.to_json(), kept), self._strategy)
+        checkpoint = Checkpoint(number, arrays, state.to_json(), kept, self._downlink.state())
+        self._store.save(checkpoint, self._strategy)
 
     def _finish_round(
         self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
@@ -180,7 +185,11 @@ class RoundLoop:
         cost = Cost()
         start = time.monotonic()
         replies, good = self._train(number, arrays, state, cost)
-        arrays, norm = self._aggregate(number, arrays, good)
+        self._downlink.held_by(replies.good)
+        made, norm = self._aggregate(number, arrays, good)
+        arrays = self._downlink.move(number, made)
+        if isinstance(self._strategy, FedAvgM) and not self._downlink.off:
+            self._strategy.current_arrays = arrays  # it goes on from a model that it keeps
         average = running_average(average, arrays, ema=self._config.server.ema, number=number)
         line: dict[str, Any] = {
             "schema": 1,
@@ -203,7 +212,7 @@ class RoundLoop:
         messages = self._strategy.configure_train(
             number, arrays, self._asked(state), self._asking.connected()
         )
-        messages = self._told(messages, state)
+        messages = self._downlink.packed(self._told(messages, state), self._roster.names)
         expected = from_record(arrays)
 
         def check(name: str, reply: Message) -> None:
@@ -266,10 +275,12 @@ class RoundLoop:
         messages = self._strategy.configure_evaluate(
             number, arrays, self._asked(state), self._asking.connected()
         )
-        messages = self._told(messages, state)
+        messages = self._with_average(messages, state)
         shape = self._measures.release_shape(noised=self._settings.privacy.enabled)
         check = self._asking.check_counts(shape)
         replies = self._asking.exchange(list(messages), check, cost=cost, number=number)
+        if not self._config.server.ema:
+            self._downlink.held_by(replies.good)
         state.histograms = {
             name: read_histograms(reply.content) for name, reply in replies.good.items()
         }
@@ -279,6 +290,11 @@ class RoundLoop:
 
     def _asked(self, state: Progress) -> ConfigRecord:
         return request_config(self._asking.request(state.selection))
+
+    def _with_average(self, messages: Iterable[Message], state: Progress) -> list[Message]:
+        """Return messages with the average of models, which sites hold if it is the last one."""
+        told = self._told(messages, state)
+        return told if self._config.server.ema else self._downlink.packed(told, self._roster.names)
 
     def _told(self, messages: Iterable[Message], state: Progress) -> list[Message]:
         """Return messages that say which round of its site counted last, where sites ask for it.

@@ -9,8 +9,8 @@ from medfusion.options import Options
 Level = Literal["none", "bfloat16", "int8", "int4", "topk"]
 
 
-class CompressionOptions(Options):
-    """How a site's update travels (`medfusion.transport.compress`).
+class CodecOptions(Options):
+    """How updates travel in one direction (`medfusion.transport.compress`).
 
     Attributes
     ----------
@@ -19,10 +19,10 @@ class CompressionOptions(Options):
     fraction
         Share of the entries that ``topk`` sends.
     byte_budget
-        Most bytes of a site's update in a round; the finest level that keeps to it is chosen,
-        from the number of parameters alone. In place of ``level``.
+        Most bytes of an update in a round; the finest level that keeps to it is chosen, from the
+        number of parameters alone. In place of ``level``.
     error_feedback
-        Whether a site adds what one round lost to its next update.
+        Whether the sender adds what one round lost to its next update.
     """
 
     level: Level = "none"
@@ -43,3 +43,13 @@ class CompressionOptions(Options):
     def off(self) -> bool:
         """Whether updates travel as they are."""
         return self.level == "none" and self.byte_budget is None
+
+
+class CompressionOptions(CodecOptions):
+    """How a site's update travels to the coordinator, and ``down`` how the model goes out.
+
+    With ``down`` sites train from a model of which each of them was told the same, and which is
+    also what is evaluated and delivered (`server.downlink`).
+    """
+
+    down: CodecOptions = CodecOptions()
