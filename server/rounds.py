@@ -83,7 +83,7 @@ class RoundLoop:
                     sites=context.roster,
                     training=context.config.training,
                     labels=tuple(context.task.labels.names),
-                    label_rows=label_rows(model),
+                    label_rows=label_rows(model) - kept,
                 )
             )
 

@@ -39,6 +39,22 @@ class CodecOptions(Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_idle(self) -> Self:
+        # A resolved config names every key: what has its usual value was not asked for.
+        usual = type(self).model_fields["fraction"].default
+        if self.fraction != usual and self.level != "topk":
+            raise ValueError(
+                f"fraction = {self.fraction} is what level 'topk' sends: expected level = 'topk', "
+                "or no fraction"
+            )
+        if not self.error_feedback and self.off:
+            raise ValueError(
+                "error_feedback = false: level 'none' loses nothing that could be fed back; "
+                "expected another level, a byte_budget, or no error_feedback"
+            )
+        return self
+
     @property
     def off(self) -> bool:
         """Whether updates travel as they are."""
