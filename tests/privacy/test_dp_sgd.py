@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from plans import training_plan
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -83,19 +84,7 @@ def make_losses(net: nn.Module, x: Tensor, y: Tensor, *, bfloat16: bool = False)
 
 
 def make_plan(noise_multiplier: float = 1e-20, clip: float = CLIP) -> DpPlan:
-    return DpPlan(
-        patients_public=40,
-        delta=1e-5,
-        sample_rate=0.25,
-        expected_batch=10.0,
-        steps_per_round=1,
-        rounds=1,
-        max_grad_norm=clip,
-        noise_multiplier=noise_multiplier,
-        selection_noise=None,
-        metrics_noise=None,
-        metrics_releases=0,
-    )
+    return training_plan(40, 0.25, noise=noise_multiplier, clip=clip)
 
 
 def gradient_of_step(
