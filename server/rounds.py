@@ -33,7 +33,7 @@ from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
 from server.downlink import Downlink
-from server.exchange import Replies, broadcast
+from server.exchange import Check, Replies, broadcast
 from server.federated_metrics import federated_metrics
 from server.federated_selection import federated_selection
 from server.latecomers import Latecomers, facts_of, recall_sites
@@ -42,7 +42,7 @@ from server.progress import RunProgress
 from server.reply_checks import check_mask, check_trained, unpack_update
 from server.results import write_rounds
 from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
-from server.secure_round import SecureRound
+from server.secure_round import Exchange, SecureRound
 
 
 class RoundLoop:
@@ -213,6 +213,35 @@ class RoundLoop:
             number, arrays, self._asked(state), self._asking.connected()
         )
         messages = self._downlink.packed(self._told(messages, state), self._roster.names)
+        if self._settings.secure_aggregation is not None:
+            asking = partial(self._asking.exchange, cost=cost, number=number)
+            replies, mean = self._masked(number, asking).train(messages, arrays)
+            state.counted |= dict.fromkeys(replies.good, number)
+            return replies, [mean]
+        check = self._check_of(arrays)
+        replies = self._asking.exchange(messages, check, cost=cost, number=number)
+        state.counted |= dict.fromkeys(replies.good, number)
+        if self._columns:
+            fill_unselected(replies.good, arrays, self._columns)
+        if self._client_dp is not None:
+            return replies, [self._client_dp.combine(number, arrays, replies.good)]
+        return replies, list(replies.good.values())
+
+    def _masked(self, number: int, exchange: Exchange) -> SecureRound:
+        options = self._settings.secure_aggregation
+        assert options is not None
+        return SecureRound(
+            options,
+            self._settings.run_id,
+            number,
+            self._roster.names,
+            {name: site.patients_public for name, site in self._roster.sites.items()},
+            exchange,
+            self._context.folder,
+        )
+
+    def _check_of(self, arrays: ArrayRecord) -> Check:
+        """Return what unpacks a site's reply to a model, and refuses one that is not to be used."""
         expected = from_record(arrays)
 
         def check(name: str, reply: Message) -> None:
@@ -226,26 +255,7 @@ class RoundLoop:
             if self._columns:
                 check_mask(reply, len(self._task.columns))
 
-        if self._settings.secure_aggregation is not None:
-            secure = SecureRound(
-                self._settings.secure_aggregation,
-                self._settings.run_id,
-                number,
-                self._roster.names,
-                {name: site.patients_public for name, site in self._roster.sites.items()},
-                partial(self._asking.exchange, cost=cost, number=number),
-                self._context.folder,
-            )
-            replies, mean = secure.train(list(messages), arrays)
-            state.counted |= dict.fromkeys(replies.good, number)
-            return replies, [mean]
-        replies = self._asking.exchange(list(messages), check, cost=cost, number=number)
-        state.counted |= dict.fromkeys(replies.good, number)
-        if self._columns:
-            fill_unselected(replies.good, arrays, self._columns)
-        if self._client_dp is not None:
-            return replies, [self._client_dp.combine(number, arrays, replies.good)]
-        return replies, list(replies.good.values())
+        return check
 
     def _aggregate(
         self, number: int, incoming: ArrayRecord, good: list[Message]
