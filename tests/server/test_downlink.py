@@ -58,7 +58,8 @@ class ReadingSite(FakeSite):
 
 
 def make(folder, *sets, site_class=ReadingSite):
-    part = Federation(folder, f"run.rounds={ROUNDS}", *sets)
+    # A busy machine must not take a second message for one that came too late.
+    part = Federation(folder, f"run.rounds={ROUNDS}", "server.round_timeout=60", *sets)
     for node, name in NAMES.items():
         site = site_class(name, part.task.to_json(), PATIENTS[name], STEPS[name])
         part.sites[name] = part.grid.sites[node] = site.begin(part.config, part.task)
@@ -169,7 +170,8 @@ def test_a_resumed_run_goes_on_to_the_same_bit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("away", ["restarted", "missed"])
 def test_a_site_that_lacks_the_model_before_gets_the_whole_at_once(tmp_path, away):
-    part = make(tmp_path, *TOPK, "evaluation.every=0")
+    timeout = "server.round_timeout=3" if away == "missed" else "server.round_timeout=60"
+    part = make(tmp_path, *TOPK, "evaluation.every=0", timeout)
     west = part.sites["west"]
 
     def before(kind, number):

@@ -46,6 +46,7 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_labels_whose_rows_all_stay_at_the_sites_cannot_be_averaged(tmp_path):
-    part = Federation(tmp_path, "strategy.name=label_aware", "personalisation.local=head")
+    sets = ("model.name=medfusion_net", "personalisation.local=head")
+    part = Federation(tmp_path, "strategy.name=label_aware", *sets)
     with pytest.raises(ConfigError, match="belongs to one label alone"):
         part.loop()
