@@ -12,7 +12,8 @@ post-processing of models that were released.
 
 A message names x by its digest. A site that has it needs no arrays; one that holds the model before
 gets q; one that says it holds neither (late, started anew, missed a round) is sent x whole at
-once, in the same exchange. Before the first round, sites hold what the seed draws.
+once, in the same exchange. Before the first round, sites hold what the seed draws. What a strategy
+sends beside the model (SCAFFOLD's control variate) travels whole, and so does a running average.
 
 References
 ----------
