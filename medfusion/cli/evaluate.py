@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-_OF_BOXES = ("ap50", "ap", "ar", "ap50_iobb", "ar50_iobb")
-_OTHERS = ("balanced_accuracy", "f1_macro", "mae", "rmse", "r2", *_OF_BOXES)
-
-
 def evaluate(
     model_dir: Annotated[
         Path, typer.Argument(help="Folder with model.safetensors and model.json.")
@@ -53,6 +49,8 @@ def _show(result: dict[str, Any]) -> None:
     """Print the figures as tables."""
     from rich.console import Console
 
+    from medfusion.evaluation.figure_names import OF_OTHERS
+
     console = Console(markup=False)  # names may hold brackets
     console.print(
         f"site {result['site']}: {result['patients']} test patients, {result['studies']} studies",
@@ -62,7 +60,7 @@ def _show(result: dict[str, Any]) -> None:
         console.print(_labels_table(result))
     if "calibration" in result:
         console.print(_calibration_table(result["calibration"]))
-    for key in (key for key in _OTHERS if key in result):
+    for key in (key for key in OF_OTHERS if key in result):
         unit = result.get("unit", "") if key in ("mae", "rmse") else ""
         figure, interval = _interval(result[key])
         console.print(f"{key}: {figure} {unit} (95% CI {interval})", highlight=False)
