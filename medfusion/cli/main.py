@@ -13,6 +13,7 @@ from medfusion.cli import (
     poc,
     privacy,
     provision,
+    report,
     runs,
     server,
     simulate,
@@ -39,6 +40,7 @@ _cli = typer.Typer(
 _cli.command("simulate")(simulate.simulate)
 _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
+_cli.command("report")(report.report)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
 _cli.command("provision")(provision.provision)
