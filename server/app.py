@@ -22,6 +22,7 @@ from server.admitted import FILE_NAME as REGISTERED
 from server.admitted import Admitted
 from server.checkpoint import CheckpointStore
 from server.progress import RunProgress
+from server.prompt_pulls import pull_promptly
 from server.receipts import FILE_NAME, Receipts
 from server.results import SUMMARY, model_card, write_results
 from server.roster import Roster, call_roll
@@ -41,6 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     if bool(context.run_config.get("simulated", False)):
         _run(grid, context, folder)
         return
+    pull_promptly()
     with working_on(folder, context.run_id):
         if not (folder / SUMMARY).exists():  # else another app has finished it meanwhile
             _run(grid, context, folder)

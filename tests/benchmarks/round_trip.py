@@ -42,6 +42,7 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from server.exchange import exchange
+from server.prompt_pulls import pull_promptly
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -56,6 +57,7 @@ def evaluate(message, context):
 
 @server_app.main()
 def main(grid, context):
+    pull_promptly()
     nodes = sorted(grid.get_node_ids())
     names = {node: str(node) for node in nodes}
     seconds = []
