@@ -80,6 +80,13 @@ def metrics_from_logits(logits: NDArray[Any], labels: NDArray[Any], known: NDArr
     FederationError
         If a logit is NaN: the model diverged.
     """
+    return metrics_from_counts(*counts_from_logits(logits, labels, known))
+
+
+def counts_from_logits(
+    logits: NDArray[Any], labels: NDArray[Any], known: NDArray[Any]
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Return what `metrics_from_counts` takes; arguments and errors of `metrics_from_logits`."""
     check_logits(logits)
     counts, probabilities = [], []
     for column in range(logits.shape[1]):
@@ -89,7 +96,7 @@ def metrics_from_logits(logits: NDArray[Any], labels: NDArray[Any], known: NDArr
         np.add.at(row, (labels[keep, column].astype(np.int64), position), 1.0)
         counts.append(row)
         probabilities.append(sigmoid(scores))
-    return metrics_from_counts(counts, probabilities)
+    return counts, probabilities
 
 
 def metrics_from_counts(
