@@ -18,6 +18,7 @@ from medfusion.cli import (
     server,
     simulate,
     site,
+    watch,
 )
 from medfusion.errors import MedFusionError
 
@@ -41,6 +42,7 @@ _cli.command("simulate")(simulate.simulate)
 _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
 _cli.command("report")(report.report)
+_cli.command("watch")(watch.watch)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
 _cli.command("provision")(provision.provision)

@@ -33,7 +33,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_is_the_one_that_the_run_wrote(run: Path) -> None:
+    versions = json.loads((run / "summary.json").read_text())["versions"]
     page = run / "report.html"
+    assert all(version in page.read_text() for version in versions.values())
     written = page.read_bytes()
     page.unlink()
     result = call("report", run)

@@ -1,0 +1,92 @@
+"""The report's words and tables of calibration: probabilities, decisions and prediction sets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from medfusion.evaluation.report.run_folder import Run
+from medfusion.evaluation.report.table import Table, table
+from medfusion.evaluation.report.wording import number, score
+
+_METHODS = {
+    "temperature": "by one temperature for all labels (Guo et al. 2017)",
+    "platt": "by a slope and an intercept for each label (Platt 1999)",
+    "isotonic": "by the best rising curve for each label (Zadrozny and Elkan 2002)",
+}
+
+
+def calibration_in_words(run: Run) -> list[str]:
+    """Say how probabilities, decisions and sets came about and how they fare; empty without."""
+    found = run.calibration
+    if found is None:
+        return []
+    test, method = found["test"], _METHODS.get(found["method"], f"({found['method']})")
+    noised = ", which carry privacy noise," if run.noise else ""
+    return [
+        f"After training, probabilities were calibrated {method}, from the score histograms"
+        f"{noised} of calibration patients of all hospitals, who took part in neither training nor "
+        f"test. On test patients the calibration error went from {score(test['ece_before'])} to "
+        f"{score(test['ece_after'])}, the Brier score from {score(test['brier_before'])} to "
+        f"{score(test['brier_after'])}.",
+        *_decisions_in_words(found),
+        f"Prediction sets are meant to hold the truth for {_percent(found['coverage'])} of "
+        f"patients; on test patients they did for {_percent(test['coverage'])}, with "
+        f"{number(test['set_size'])} answers in a set on average. A larger set says that the model "
+        "is less sure.",
+    ]
+
+
+def _decisions_in_words(found: Mapping[str, Any]) -> list[str]:
+    if found["exclusive"]:
+        return []
+    return [
+        "A label is decided from the highest probability on that still finds "
+        f"{_percent(found['sensitivity'])} of the calibration patients who have it."
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "an unknown share" if share is None else f"{100 * share:.0f}%"
+
+
+def calibration_table(run: Run) -> Table | None:
+    """Return what calibration changed for each label on test patients, and its decisions."""
+    if run.calibration is None:
+        return None
+    keys = {"ece_before": "ECE before", "ece_after": "ECE after"}
+    if not run.calibration["exclusive"]:
+        keys |= {"sensitivity": "Sensitivity", "specificity": "Specificity"}
+    keys |= {"coverage": "Sets that hold the truth", "set_size": "Answers in a set"}
+    tested = run.calibration["test"]["labels"]
+    rows = [
+        (
+            label,
+            *(_count(part[key]) for key in ("positives", "negatives")),
+            *(score(tested.get(label, {}).get(key)) for key in keys),
+        )
+        for label, part in run.calibration["labels"].items()
+    ]
+    head = ("Label", "Calibration: positive", "negative", *keys.values())
+    return table("Calibration and decisions by label", head, rows, words=1)
+
+
+def coverage_table(run: Run) -> Table | None:
+    """Return how often the sets hold the truth at each hospital; None where none is known."""
+    sites = run.calibration["test"]["sites"] if run.calibration else {}
+    if not sites:
+        return None
+    labels = list(run.calibration["labels"]) if run.calibration else []
+    rows = [
+        (
+            name,
+            score(site["coverage"]),
+            score(site["set_size"]),
+            *(score(site["labels"].get(label)) for label in labels),
+        )
+        for name, site in sorted(sites.items())
+    ]
+    head = ("Hospital", "Sets that hold the truth", "Answers in a set", *labels)
+    return table("Prediction sets at each hospital", head, rows, words=1)
+
+
+def _count(value: float | None) -> str:
+    return number(None if value is None else round(max(value, 0.0)))
