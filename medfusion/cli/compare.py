@@ -50,7 +50,7 @@ def compare(
     from medfusion.cli.compose import load_sites
     from medfusion.comparison.arms import plan_arms
     from medfusion.comparison.compare import Comparison, check_folder
-    from medfusion.evaluation.report.comparison_page import build_comparison_page
+    from medfusion.comparison.page import build_comparison_page
 
     arms = plan_arms(
         config,

@@ -78,6 +78,17 @@ def test_a_terminal_gets_the_last_rounds_as_a_table():
     assert "30 of 40 rounds" in text
 
 
+def test_a_terminal_keeps_the_table_when_the_run_ends(run, monkeypatch):
+    (run / "rounds.jsonl").write_text(json.dumps(line(1)) + "\n")
+    monkeypatch.setattr(module.time, "sleep", lambda _: (run / "summary.json").write_text("{}"))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    output = call(run).output
+    assert "1 of 3 rounds" in output
+    assert "update norm" in output
+    assert "finished: " in output.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "kind", "message"),
     [

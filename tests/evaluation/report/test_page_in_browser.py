@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from finished_run import task_of, write_run, write_run_of_kind
 
+from medfusion.comparison.page import build_comparison_page
 from medfusion.evaluation.kinds import measures_of
 from medfusion.evaluation.report.build import build_report
-from medfusion.evaluation.report.comparison_page import build_comparison_page
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

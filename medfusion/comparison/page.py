@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medfusion.comparison.arms import shown
 from medfusion.evaluation.intervals import Interval
 from medfusion.evaluation.measures import Measures
 from medfusion.evaluation.report.page import render_page
@@ -57,7 +58,7 @@ def arms_table(arms: Sequence[Mapping[str, Any]], measures: Measures) -> Table:
             (
                 str(index),
                 arm["regime"],
-                *(_shown(arm["settings"][key]) for key in keys),
+                *(shown(arm["settings"][key]) for key in keys),
                 *_texts(figure, measures),
                 *((scale.bar(figure),) if scale else ()),
                 f"{_figure(worst[headline.key], measures)} {worst['site']}" if worst else DASH,
@@ -103,7 +104,7 @@ def differences_table(result: Mapping[str, Any], measures: Measures) -> Table | 
     if not result["differences"]:
         return None
     names = [
-        ", ".join([arm["regime"], *(f"{k}={_shown(v)}" for k, v in arm["settings"].items())])
+        ", ".join([arm["regime"], *(f"{k}={shown(v)}" for k, v in arm["settings"].items())])
         for arm in result["arms"]
     ]
     rows = []
@@ -130,7 +131,3 @@ def _figure(value: float | None, measures: Measures, sign: str = "") -> str:
     """Write a figure: errors in their unit, all others as scores."""
     text = number(value) if measures.headline.lower_is_better else score(value)
     return f"{sign}{text}" if value is not None and value > 0 else text
-
-
-def _shown(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
