@@ -138,11 +138,15 @@ def subgroups_json(
                 "patients": size,
                 "studies": int(chosen.sum()),
                 "known": dict(zip(measures.names, (int(n) for n in counts), strict=True)),
-                "figures": own and {key: one.macro(0).to_json() for key, one in own.items()},
-                "gaps": own and rest and _gaps(own, rest),
+                "figures": _figures(own) if own else None,
+                "gaps": _gaps(own, rest) if own and rest else None,
             }
         )
     return {"by": grouping.by, "min_patients": min_patients, "groups": rows}
+
+
+def _figures(own: dict[str, Resampled]) -> dict[str, Any]:
+    return {key: figure.macro(0).to_json() for key, figure in own.items()}
 
 
 def _gaps(own: dict[str, Resampled], rest: dict[str, Resampled]) -> dict[str, Any]:
