@@ -87,10 +87,10 @@ def cross_site_table(index: int, arms: Sequence[Mapping[str, Any]], measures: Me
         mean, ends = _texts(found, measures)
         return heat(mean, ends, found.mean, low, high, marked=trained == tested)
 
-    sites = next(iter(rows.values()))
+    sites, tested = next(iter(rows.values())), arms[index]["per_site"]
     return table(
         f"{measures.headline.name} of each model at each site",
-        ("Trained at", *sites),
+        ("Trained at", *(f"{site} ({tested[site]['n_patients']:,})" for site in sites)),
         [
             (name, *(cell(name, s, figure) for s, figure in row.items()))
             for name, row in rows.items()

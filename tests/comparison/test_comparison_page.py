@@ -19,6 +19,7 @@ def arm(regime, rows, key, **settings):
         "settings": settings,
         key: figure(0.75),
         "worst_site": {"site": "italy", key: 0.5},
+        "per_site": {name: {"n_patients": 7} for name in SITES},
         "cross_site": {
             n: dict(zip(SITES, map(figure, row), strict=True)) for n, row in rows.items()
         },
@@ -42,7 +43,7 @@ def crossed(key):
 )
 def test_the_best_cell_is_the_darkest(measures, tints):
     table = cross_site_table(0, crossed(measures.headline.key), measures)
-    assert table.head == ("Trained at", *SITES)
+    assert table.head == ("Trained at", "italy (7)", "spain (7)")
     assert [row[0] for row in table.rows] == ["italy", "spain", "all (federated)"]
     assert [[cell.tint for cell in row[1:]] for row in table.rows] == tints
     assert [[cell.marked for cell in row[1:]] for row in table.rows] == [

@@ -65,6 +65,7 @@ def write_comparison(folder: Path) -> Path:
             "settings": {},
             "auroc_macro": figure(0.7),
             "worst_site": {"site": "italy", "auroc_macro": 0.6},
+            "per_site": {name: {"n_patients": 30} for name in sites},
             "cross_site": rows,
         }
         for regime, rows in (("local", crossed), ("federated", {"federated": crossed["italy"]}))
