@@ -19,29 +19,39 @@ def calibration_in_words(run: Run) -> list[str]:
     found = run.calibration
     if found is None:
         return []
-    test, method = found["test"], _METHODS.get(found["method"], f"({found['method']})")
-    noised = ", which carry privacy noise," if run.noise else ""
+    test = found.get("test") or {}
     return [
-        f"After training, probabilities were calibrated {method}, from the score histograms"
-        f"{noised} of calibration patients of all hospitals, who took part in neither training nor "
-        f"test. On test patients the calibration error went from {score(test['ece_before'])} to "
-        f"{score(test['ece_after'])}, the Brier score from {score(test['brier_before'])} to "
-        f"{score(test['brier_after'])}.",
-        *_decisions_in_words(found),
+        _probabilities_in_words(run, found, test),
+        _decisions_in_words(found),
         f"Prediction sets are meant to hold the truth for {_percent(found['coverage'])} of "
-        f"patients; on test patients they did for {_percent(test['coverage'])}, with "
-        f"{number(test['set_size'])} answers in a set on average. A larger set says that the model "
-        "is less sure.",
+        f"patients; on test patients they did for {_percent(test.get('coverage'))}, with "
+        f"{number(test.get('set_size'))} answers in a set on average. A larger set says that the "
+        "model is less sure.",
     ]
 
 
-def _decisions_in_words(found: Mapping[str, Any]) -> list[str]:
+def _probabilities_in_words(run: Run, found: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    if found["method"] == "none":
+        return "Probabilities are the model's own: nothing was calibrated."
+    noised = ", which carry privacy noise," if run.noise else ""
+    return (
+        f"After training, probabilities were calibrated {_METHODS[found['method']]}, from the "
+        f"score histograms{noised} of calibration patients of all hospitals, who took part in "
+        "neither training nor test. On test patients the calibration error went from "
+        f"{score(test.get('ece_before'))} to {score(test.get('ece_after'))}, the Brier score from "
+        f"{score(test.get('brier_before'))} to {score(test.get('brier_after'))}."
+    )
+
+
+def _decisions_in_words(found: Mapping[str, Any]) -> str:
     if found["exclusive"]:
-        return []
-    return [
+        return "The most probable class is told."
+    if found["sensitivity"] is None:
+        return "A label is decided from a probability of .5 on."
+    return (
         "A label is decided from the highest probability on that still finds "
         f"{_percent(found['sensitivity'])} of the calibration patients who have it."
-    ]
+    )
 
 
 def _percent(share: float | None) -> str:
@@ -56,7 +66,7 @@ def calibration_table(run: Run) -> Table | None:
     if not run.calibration["exclusive"]:
         keys |= {"sensitivity": "Sensitivity", "specificity": "Specificity"}
     keys |= {"coverage": "Sets that hold the truth", "set_size": "Answers in a set"}
-    tested = run.calibration["test"]["labels"]
+    tested = (run.calibration.get("test") or {}).get("labels", {})
     rows = [
         (
             label,
@@ -71,10 +81,10 @@ def calibration_table(run: Run) -> Table | None:
 
 def coverage_table(run: Run) -> Table | None:
     """Return how often the sets hold the truth at each hospital; None where none is known."""
-    sites = run.calibration["test"]["sites"] if run.calibration else {}
-    if not sites:
+    sites = ((run.calibration or {}).get("test") or {}).get("sites")
+    if run.calibration is None or not sites:
         return None
-    labels = list(run.calibration["labels"]) if run.calibration else []
+    labels = list(run.calibration["labels"])
     rows = [
         (
             name,

@@ -49,7 +49,7 @@ class Run:
     noise
         Standard deviation of the noise in each cell of that sum.
     calibration
-        ``model/calibration.json``; None also where it calibrates nothing.
+        ``model/calibration.json``.
     config
         Text of ``config.toml``.
     hashes
@@ -170,10 +170,11 @@ def _read_releases(
 
 def _read_calibration(path: Path) -> dict[str, Any] | None:
     found = _read_json(path)
-    if found is None or found.get("method") == "none":
-        return None
-    if lacking := {"exclusive", "labels", "test", "sensitivity", "coverage"} - found.keys():
-        raise DataError(f"{path}: expected the keys of a calibration, found no {sorted(lacking)}")
+    expected = {"method", "exclusive", "labels", "sensitivity", "coverage"}
+    if found is not None and (lacking := expected - found.keys()):
+        raise DataError(
+            f"{path}: expected the keys of a calibration, found no {', '.join(sorted(lacking))}"
+        )
     return found
 
 

@@ -349,8 +349,12 @@ def test_calibration_is_told_where_there_is_one(make_run: MakeRun) -> None:
     told = Page(build_report(folder))
     assert told.row("went_icu", "31")[3:] == ["0.110", "0.020", "0.850", "1.200"]
     assert "is decided from" not in told.text
-    path.write_text(json.dumps(CALIBRATION | {"method": "none"}))
-    assert "Calibration and decisions" not in Page(build_report(folder)).text
+    bare = {"method": "none", "sensitivity": None, "test": {}}
+    path.write_text(json.dumps(CALIBRATION | bare))
+    text = Page(build_report(folder)).text
+    assert "nothing was calibrated" in text
+    assert "from a probability of .5 on" in text
+    assert "they did for an unknown share" in text
     path.write_text('{"schema": 1, "method": "platt"}')
     with pytest.raises(DataError, match="expected the keys of a calibration, found no"):
         build_report(folder)
