@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
+from medfusion.data.split import CALIBRATION, TEST
 from medfusion.data.thresholds import (
     Selection,
     feature_label_histograms,
@@ -24,6 +25,8 @@ from medfusion.data.thresholds import (
     selection_sensitivity,
 )
 from medfusion.errors import FederationError, MedFusionError
+from medfusion.evaluation.calibration import Calibration
+from medfusion.evaluation.held_out_parts import held_out_parts, parts_shape, split_parts
 from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.label_rows import label_rows
@@ -35,6 +38,7 @@ from medfusion.strategies.patient_weighted import PatientWeighted, RunFacts
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.compress import Codec
 from medfusion.transport.requests import (
+    CALIBRATION_KEY,
     Request,
     read_histograms,
     read_receipt,
@@ -132,9 +136,13 @@ class RoundLoop:
             average, self._frozen, self._initial_weights, state, client_dp, self._unshared
         )
 
-    def deliver(self, outcome: Outcome, card: dict[str, Any]) -> None:
-        """Send the final model and its description to every hospital."""
+    def deliver(
+        self, outcome: Outcome, card: dict[str, Any], calibration: Calibration | None = None
+    ) -> None:
+        """Send the final model, its description and its calibration to every hospital."""
         self._show.phase("delivering the model")
+        if calibration is not None:
+            card = card | {CALIBRATION_KEY: calibration.model_dump(mode="json")}
         request = self._request(outcome.progress.selection, card=card)
         nodes = list(self._connected().get_node_ids())
         for node, name in self._roster.names.items():
@@ -303,12 +311,17 @@ class RoundLoop:
             number, arrays, request_config(self._request(state.selection)), self._connected()
         )
         messages = self._told(messages, state)
-        shape = self._measures.release_shape(noised=self._settings.privacy.enabled)
+        parts = held_out_parts(number, rounds=self._config.run.rounds)
+        shape = parts_shape(self._measures, parts, noised=self._settings.privacy.enabled)
         check = partial(self._check_counts, shape)
         replies = self._exchange(list(messages), cost, number=number, check=check)
-        state.histograms = {
-            name: read_histograms(reply.content) for name, reply in replies.good.items()
+        released = {
+            name: split_parts(read_histograms(reply.content), parts)
+            for name, reply in replies.good.items()
         }
+        state.histograms = {name: each[TEST] for name, each in released.items()}
+        if CALIBRATION in parts:
+            state.calibration = {name: each[CALIBRATION] for name, each in released.items()}
         metrics = federated_metrics(self._measures, state.histograms, self._context.plans)
         shown = dict.fromkeys(("auroc_macro", "auroc", self._measures.headline.key))
         return {key: metrics[key] for key in shown}

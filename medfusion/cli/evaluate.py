@@ -35,7 +35,7 @@ def evaluate(
     from medfusion.evaluation.fairness import grouping_of, subgroups_json
     from medfusion.evaluation.kinds import measures_of
     from medfusion.models.saved import load_model
-    from medfusion.scoring import check_same_task, score_part
+    from medfusion.scoring import calibrated, check_same_task, score_part
 
     saved = load_model(model_dir)
     data = load_site_data(site)
@@ -51,6 +51,7 @@ def evaluate(
     measures = measures_of(data.task)
     raw = (scores.logits, scores.labels, scores.known, scores.patients)
     result = {"schema": 1, "site": data.name, **measures.held_out(*raw)}
+    result |= calibrated(saved, scores)
     if groupings:
         least = data.config.policy.min_patients
         result["subgroups"] = [
@@ -75,6 +76,8 @@ def _show(result: dict[str, Any], headline: "Headline") -> None:
     )
     if "labels" in result:
         console.print(_labels_table(result))
+    if "calibration" in result:
+        console.print(_calibration_table(result["calibration"]))
     for key in (key for key in _OTHERS if key in result):
         unit = result.get("unit", "") if key in ("mae", "rmse") else ""
         figure, interval = _interval(result[key])
@@ -95,6 +98,18 @@ def _labels_table(result: dict[str, Any]) -> "Table":
     table.add_row(
         "mean", *_figures(result["auroc_macro"], {**result, "auprc": result["auprc_macro"]})
     )
+    return table
+
+
+def _calibration_table(found: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    title = f"calibrated ({found['method']}), sets for {found['wanted_coverage']:.0%}"
+    columns = ("label", "ECE before", "after", "coverage", "set size", "sensitivity", "specificity")
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    keys = ("ece_before", "ece_after", "coverage", "set_size", "sensitivity", "specificity")
+    for name, row in (*found["labels"].items(), ("all", found)):
+        table.add_row(name, *(_number(row.get(key)) for key in keys))
     return table
 
 

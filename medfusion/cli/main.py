@@ -11,6 +11,7 @@ from medfusion.cli import (
     compare,
     evaluate,
     poc,
+    predict,
     privacy,
     provision,
     report,
@@ -43,6 +44,7 @@ _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
 _cli.command("report")(report.report)
 _cli.command("watch")(watch.watch)
+_cli.command("predict")(predict.predict)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
 _cli.command("provision")(provision.provision)

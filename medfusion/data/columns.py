@@ -14,6 +14,7 @@ from medfusion.data.site import SPLIT_NAMES, ColumnOptions
 from medfusion.data.task import BinaryFeature, CategoricalFeature, Feature, NumericFeature
 
 Floats = NDArray[np.float64]
+OUT_OF_RANGE = "out-of-range"  # code of a finding
 _SLACK = 1e-9  # share of the range that rounding in scale and offset may add
 
 
@@ -113,7 +114,7 @@ def _read_numeric(
         ),
         *cells.finding(
             beyond,
-            "out-of-range",
+            OUT_OF_RANGE,
             f"expected {feature.low:g} to {feature.high:g}{unit}, found values outside; correct or "
             f"blank them, or set scale or offset in [columns.{name}]",
         ),

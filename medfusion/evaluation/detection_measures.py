@@ -84,7 +84,7 @@ class DetectionMeasures(Measures):
         """Count studies by label, class and bin of the surest score, and detections."""
         check_logits(outputs)
         count = len(self.names)
-        logits = study_logits(outputs, count)
+        logits = self.scores(outputs)
         histogram = self._studies.release(logits, labels[:, :count], known, noised=noised)
         if noised:
             return histogram
@@ -97,6 +97,10 @@ class DetectionMeasures(Measures):
         histogram, counts = self._parts(total)
         figures = detection_json(counts, self.names)
         return {**self._studies.summary(histogram, noise=noise), **figures}
+
+    def scores(self, outputs: NDArray[Any]) -> FloatArray:
+        """Return the logit of each label's surest detection."""
+        return study_logits(outputs, len(self.names))
 
     def score_counts(self, total: NDArray[Any], *, noise: float = 0.0) -> FloatArray:
         """Return the histograms of studies without negative cells."""
@@ -125,7 +129,7 @@ class DetectionMeasures(Measures):
         """Return what a multilabel task has, and the figures of boxes, with intervals."""
         check_logits(outputs)
         count, drawn = len(self.names), self.drawn(labels, known)
-        logits = study_logits(outputs, count)
+        logits = self.scores(outputs)
         result = self._studies.held_out(logits, labels[:, :count], known, patients)
         figures = detection_figures(outputs[None, None], drawn, patients, resamples=1000)
         for number, name in enumerate(self.names):
@@ -153,7 +157,7 @@ class DetectionMeasures(Measures):
         check_logits(outputs)
         count = len(self.names)
         of_studies = self._studies.figures(
-            study_logits(outputs, count),
+            self.scores(outputs),
             labels[:, :count],
             known,
             patients,

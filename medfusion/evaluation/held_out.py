@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from medfusion.evaluation.decision_curve import decision_curve_json
 from medfusion.evaluation.intervals import patient_bootstrap
-from medfusion.evaluation.metrics import counts_from_logits, metrics_from_counts
+from medfusion.evaluation.metrics import (
+    check_logits,
+    counts_at_scores,
+    metrics_from_counts,
+    sigmoid,
+)
 from medfusion.evaluation.operating_points import operating_points
 
 
@@ -43,7 +48,9 @@ def held_out_json(
         ``specificity_at_90_sensitivity`` (``mean``, ``ci95``); for each label ``decision_curve``
         (``thresholds``, ``model``, ``all``). None where undefined.
     """
-    counts, probabilities = counts_from_logits(logits, labels, known)
+    check_logits(logits)
+    counts, scores = counts_at_scores(logits, labels, known)
+    probabilities = [sigmoid(each) for each in scores]
     figures = metrics_from_counts(counts, probabilities)
     points = operating_points(logits, labels, known, patients)
     bootstrap = patient_bootstrap(logits[None], labels, known, patients)

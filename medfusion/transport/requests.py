@@ -9,7 +9,8 @@ request        message type       reply
 describe       query.describe     `SiteDescription`
 select         query.select       histograms (array ``histograms``)
 train          train              trainable state, ``num-examples``
-evaluate       evaluate           score histograms (array ``histograms``)
+evaluate       evaluate           score histograms (array ``histograms``), after the last round
+                                  [2, ...]: of test and of calibration patients
 deliver        query.deliver      nothing but the acknowledgement
 secagg         query.secagg       what one exchange of secure aggregation asks for
 =============  =================  ==========================================
@@ -65,6 +66,7 @@ SECAGG, MASKED = "secagg", "masked"
 REQUEST_KEY, ROUND_KEY, MU_KEY = "request", "server-round", "proximal-mu"
 COUNTED_KEY = "counted-round"
 WEIGHT_KEY, LOSS_KEY = "num-examples", "train_loss"
+CALIBRATION_KEY = "calibration"  # in the card that a model is delivered with
 _HISTOGRAMS = "histograms"
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medfusion.evaluation.decision_curve import THRESHOLDS, decision_curve_json
-from medfusion.evaluation.metrics import counts_from_logits
+from medfusion.evaluation.metrics import counts_at_scores, sigmoid
 
 STUDIES = st.lists(
     st.tuples(st.floats(-5, 5), st.booleans(), st.booleans()), min_size=1, max_size=40
@@ -24,8 +24,8 @@ def by_hand(probability, truth, threshold):
 @given(STUDIES)
 def test_net_benefit_counts_true_and_weighs_false_actions(rows):
     logits, truth, known = (np.array(column)[:, None] for column in zip(*rows, strict=True))
-    counts, probabilities = counts_from_logits(logits, truth, known)
-    found = decision_curve_json(counts[0], probabilities[0])
+    counts, scores = counts_at_scores(logits, truth, known)
+    found = decision_curve_json(counts[0], sigmoid(scores[0]))
     if not known.any():
         assert found is None
         return

@@ -49,6 +49,7 @@ def _content(run: Run) -> dict[str, Any]:
         "quality": figures.quality_figures(run),
         "calibration_text": calibration.calibration_in_words(run),
         "calibrated": calibration.calibration_table(run),
+        "reliable": figures.calibrated_reliability(run),
         "coverage": calibration.coverage_table(run),
         "headline": run.headline.name,
         "sites": hospitals.site_table(run),

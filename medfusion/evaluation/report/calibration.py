@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from medfusion.evaluation.calibration import Calibration, LabelCalibration
 from medfusion.evaluation.report.run_folder import Run
 from medfusion.evaluation.report.table import Table, table
 from medfusion.evaluation.report.wording import number, score
+from medfusion.evaluation.score_histograms import LIMIT
 
 _METHODS = {
     "temperature": "by one temperature for all labels (Guo et al. 2017)",
@@ -19,23 +23,23 @@ def calibration_in_words(run: Run) -> list[str]:
     found = run.calibration
     if found is None:
         return []
-    test = found.get("test") or {}
+    test = found.test
     return [
         _probabilities_in_words(run, found, test),
         _decisions_in_words(found),
-        f"Prediction sets are meant to hold the truth for {_percent(found['coverage'])} of "
+        f"Prediction sets are meant to hold the truth for {_percent(found.coverage)} of "
         f"patients; on test patients they did for {_percent(test.get('coverage'))}, with "
         f"{number(test.get('set_size'))} answers in a set on average. A larger set says that the "
         "model is less sure.",
     ]
 
 
-def _probabilities_in_words(run: Run, found: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    if found["method"] == "none":
+def _probabilities_in_words(run: Run, found: Calibration, test: Mapping[str, Any]) -> str:
+    if found.method == "none":
         return "Probabilities are the model's own: nothing was calibrated."
     noised = ", which carry privacy noise," if run.noise else ""
     return (
-        f"After training, probabilities were calibrated {_METHODS[found['method']]}, from the "
+        f"After training, probabilities were calibrated {_METHODS[found.method]}, from the "
         f"score histograms{noised} of calibration patients of all hospitals, who took part in "
         "neither training nor test. On test patients the calibration error went from "
         f"{score(test.get('ece_before'))} to {score(test.get('ece_after'))}, the Brier score from "
@@ -43,14 +47,14 @@ def _probabilities_in_words(run: Run, found: Mapping[str, Any], test: Mapping[st
     )
 
 
-def _decisions_in_words(found: Mapping[str, Any]) -> str:
-    if found["exclusive"]:
+def _decisions_in_words(found: Calibration) -> str:
+    if found.exclusive:
         return "The most probable class is told."
-    if found["sensitivity"] is None:
+    if found.sensitivity is None:
         return "A label is decided from a probability of .5 on."
     return (
         "A label is decided from the highest probability on that still finds "
-        f"{_percent(found['sensitivity'])} of the calibration patients who have it."
+        f"{_percent(found.sensitivity)} of the calibration patients who have it."
     )
 
 
@@ -62,29 +66,41 @@ def calibration_table(run: Run) -> Table | None:
     """Return what calibration changed for each label on test patients, and its decisions."""
     if run.calibration is None:
         return None
-    keys = {"ece_before": "ECE before", "ece_after": "ECE after"}
-    if not run.calibration["exclusive"]:
+    found, keys = run.calibration, {"ece_before": "ECE before", "ece_after": "ECE after"}
+    if not found.exclusive:
         keys |= {"sensitivity": "Sensitivity", "specificity": "Specificity"}
     keys |= {"coverage": "Sets that hold the truth", "set_size": "Answers in a set"}
-    tested = (run.calibration.get("test") or {}).get("labels", {})
+    tested = found.test.get("labels", {})
     rows = [
         (
             label,
-            *(_count(part[key]) for key in ("positives", "negatives")),
+            number(round(part.positives)),
+            number(round(part.negatives)),
+            *(() if found.exclusive else (_decided_from(part, found.bins),)),
             *(score(tested.get(label, {}).get(key)) for key in keys),
         )
-        for label, part in run.calibration["labels"].items()
+        for label, part in found.labels.items()
     ]
-    head = ("Label", "Calibration: positive", "negative", *keys.values())
+    head = ("Label", "Calibration: positive", "negative")
+    head += (*(() if found.exclusive else ("Decided from",)), *keys.values())
     return table("Calibration and decisions by label", head, rows, words=1)
+
+
+def _decided_from(label: LabelCalibration, bins: int) -> str:
+    """Return the probability from which on the label is decided."""
+    if label.operating_bin is None:
+        return score(0.5)
+    edge = LIMIT * (2 * label.operating_bin / bins - 1)
+    probability = float(label.probabilities(np.array([edge]))[0])
+    return score(probability)
 
 
 def coverage_table(run: Run) -> Table | None:
     """Return how often the sets hold the truth at each hospital; None where none is known."""
-    sites = ((run.calibration or {}).get("test") or {}).get("sites")
+    sites = run.calibration.test.get("sites") if run.calibration else None
     if run.calibration is None or not sites:
         return None
-    labels = list(run.calibration["labels"])
+    labels = list(run.calibration.labels)
     rows = [
         (
             name,
@@ -96,7 +112,3 @@ def coverage_table(run: Run) -> Table | None:
     ]
     head = ("Hospital", "Sets that hold the truth", "Answers in a set", *labels)
     return table("Prediction sets at each hospital", head, rows, words=1)
-
-
-def _count(value: float | None) -> str:
-    return number(None if value is None else round(max(value, 0.0)))

@@ -179,9 +179,11 @@ def _drop_inner(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
     return x[keep].round(5), y[keep].round(5)
 
 
-def reliability_curve(name: str, counts: FloatArray, turn: int, *, sized: bool = True) -> Curve:
-    """Return predicted against observed risk of counts [2, S] in bins of the logit."""
-    size, predicted, observed = reliability(counts, sigmoid(bin_centres(counts.shape[-1])))
+def reliability_curve(
+    name: str, counts: FloatArray, probabilities: FloatArray, turn: int, *, sized: bool = True
+) -> Curve:
+    """Return predicted against observed risk of counts [2, U] at ``probabilities`` [U]."""
+    size, predicted, observed = reliability(counts, probabilities)
     filled = size > 0
     found = curve(name, predicted[filled].tolist(), observed[filled].tolist(), turn)
     if not sized:
@@ -193,19 +195,42 @@ def reliability_curve(name: str, counts: FloatArray, turn: int, *, sized: bool =
 def reliability_diagram(run: Run) -> Figure:
     """Return predicted against observed risk: over all labels and, of few, for each."""
     assert run.counts is not None
-    curves = [_diagonal("perfect"), reliability_curve("all labels", run.counts.sum(axis=0), 0)]
+    risks = sigmoid(bin_centres(run.counts.shape[-1]))
+    curves = [reliability_curve("all labels", run.counts.sum(axis=0), risks, 0)]
     if 1 < len(run.labels) <= _MOST:
         curves += [
-            reliability_curve(label, run.counts[row], row + 1, sized=False)
+            reliability_curve(label, run.counts[row], risks, row + 1, sized=False)
             for row, label in enumerate(run.labels)
         ]
+    return _reliability("Reliability", curves, "the calibration errors are in the table above")
+
+
+def calibrated_reliability(run: Run) -> Figure | None:
+    """Return the reliability over all labels before and after calibration; None without one."""
+    if run.counts is None or run.calibration is None or run.calibration.method == "none":
+        return None
+    logits = bin_centres(run.counts.shape[-1])
+    told = [run.calibration.labels[label].probabilities(logits) for label in run.labels]
+    after, risks = np.concatenate(run.counts, axis=1), np.concatenate(told)
+    curves = [
+        reliability_curve("before", run.counts.sum(axis=0), sigmoid(logits), 1, sized=False),
+        reliability_curve("after", after, risks, 0),
+    ]
+    return _reliability(
+        "Reliability, all labels, before and after",
+        curves,
+        "the calibration errors before and after are in the table above",
+    )
+
+
+def _reliability(title: str, curves: list[Curve], where: str) -> Figure:
+    drawn = (_diagonal("perfect"), *(one for one in curves if len(one.points)))
     return Figure(
-        "Reliability",
-        tuple(one for one in curves if len(one.points)),
+        title,
+        drawn,
         "predicted probability",
         "observed share of positives",
-        "Reliability diagram: observed share of positives at each predicted probability; the "
-        "calibration errors are in the table above",
+        f"Reliability diagram: observed share of positives at each predicted probability; {where}",
         _UNIT,
         _UNIT,
         f"Studies in {CALIBRATION_BINS} bins of predicted probability; the larger a dot, the more "

@@ -13,6 +13,7 @@ import numpy as np
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
+from medfusion.evaluation.calibration import Calibration
 from medfusion.evaluation.kinds import measures_of
 from medfusion.evaluation.measures import Headline, Measures
 from medfusion.evaluation.metrics import FloatArray
@@ -69,7 +70,7 @@ class Run:
     total: FloatArray | None
     counts: FloatArray | None
     noise: float
-    calibration: dict[str, Any] | None
+    calibration: Calibration | None
     config: str
     hashes: Mapping[str, str]
 
@@ -168,14 +169,12 @@ def _read_releases(
     return found
 
 
-def _read_calibration(path: Path) -> dict[str, Any] | None:
+def _read_calibration(path: Path) -> Calibration | None:
     found = _read_json(path)
-    expected = {"method", "exclusive", "labels", "sensitivity", "coverage"}
-    if found is not None and (lacking := expected - found.keys()):
-        raise DataError(
-            f"{path}: expected the keys of a calibration, found no {', '.join(sorted(lacking))}"
-        )
-    return found
+    try:
+        return None if found is None else Calibration.parse(found, where=str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
 
 
 def read_rounds(path: Path) -> tuple[dict[str, Any], ...]:

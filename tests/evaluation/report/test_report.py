@@ -309,14 +309,20 @@ def test_summary_alone_makes_a_report(make_run: MakeRun) -> None:
     assert page.row("italy")[1] == "240"
 
 
-CALIBRATION = {
+CALIBRATION: dict[str, Any] = {
     "schema": 1,
     "method": "platt",
     "exclusive": False,
     "bins": 256,
     "sensitivity": 0.9,
     "coverage": 0.8,
-    "labels": {label: {"positives": 31.0, "negatives": 102.2} for label in LABELS},
+    "labels": {
+        label: {
+            "positives": 31.0, "negatives": 102.2, "operating_bin": 128, "present_from": 100,
+            "absent_below": 140, "calibrator": {"slope": 0.5, "intercept": -1.0},
+        }
+        for label in LABELS
+    },
     "test": {
         "ece_before": 0.1251, "ece_after": 0.0312, "brier_before": 0.2, "brier_after": 0.18,
         "coverage": 0.834, "set_size": 1.25,
@@ -341,8 +347,10 @@ def test_calibration_is_told_where_there_is_one(make_run: MakeRun) -> None:
     assert "finds 90% of the calibration patients" in page.text
     assert "hold the truth for 80% of patients; on test patients they did for 83%" in page.text
     shown = page.row("went_icu", "31")
-    assert shown[2:] == ["102", "0.110", "0.020", "0.910", "0.420", "0.850", "1.200"]
-    assert page.row("in_icu", "31")[3:] == [wording.DASH] * 6
+    decided = f"{1 / (1 + np.e):.3f}"  # bin 128 of 256 begins at logit 0
+    assert shown[2:4] == ["102", decided]
+    assert shown[4:] == ["0.110", "0.020", "0.910", "0.420", "0.850", "1.200"]
+    assert page.row("in_icu", "31")[4:] == [wording.DASH] * 6
     assert page.row("italy", "0.750") == ["italy", "0.750", "1.500", "0.700", *[wording.DASH] * 2]
     assert hashlib.sha256(path.read_bytes()).hexdigest() in page.text
     path.write_text(json.dumps(CALIBRATION | {"exclusive": True}))
@@ -356,8 +364,40 @@ def test_calibration_is_told_where_there_is_one(make_run: MakeRun) -> None:
     assert "from a probability of .5 on" in text
     assert "they did for an unknown share" in text
     path.write_text('{"schema": 1, "method": "platt"}')
-    with pytest.raises(DataError, match="expected the keys of a calibration, found no"):
+    with pytest.raises(DataError, match=r"calibration\.json: .*exclusive"):
         build_report(folder)
+
+
+def test_reliability_after_is_that_of_the_calibrated_probabilities(make_run: MakeRun) -> None:
+    folder = make_run(private=False)
+    assert figures.calibrated_reliability(read_run(folder)) is None
+    path = folder / "model" / "calibration.json"
+    labels = {
+        label: content | {"calibrator": {"slope": 0.5 + row, "intercept": row - 1.0}}
+        for row, (label, content) in enumerate(CALIBRATION["labels"].items())
+    }
+    path.write_text(json.dumps(CALIBRATION | {"labels": labels}))
+    run = read_run(folder)
+    figure = figures.calibrated_reliability(run)
+    assert figure is not None
+    assert run.counts is not None
+    perfect, before, after = figure.curves
+    assert (perfect.name, before.name, after.name) == ("perfect", "before", "after")
+    np.testing.assert_array_equal(before.points, figures.reliability_diagram(run).curves[1].points)
+    risks, truth, weight = [], [], []
+    for row in range(3):
+        for positive in (0, 1):
+            risks += list(sigmoid((0.5 + row) * bin_centres(256) + row - 1.0))
+            truth += [positive] * 256
+            weight += list(run.counts[row, positive])
+    size, predicted, observed = (np.zeros(10) for _ in range(3))
+    for risk, positive, count in zip(risks, truth, weight, strict=True):
+        bin_number = min(int(10 * risk), 9)
+        size[bin_number] += count
+        predicted[bin_number] += count * risk
+        observed[bin_number] += count * positive
+    expected = np.stack([predicted, observed], axis=1)[size > 0] / size[size > 0, None]
+    np.testing.assert_allclose(after.points, expected)
 
 
 def test_the_page_says_how_to_do_it_again(make_run: MakeRun, edit: Callable[..., None]) -> None:
