@@ -59,13 +59,19 @@ from server.results import write_rounds
 from server.roster_grid import RosterGrid
 from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
 from server.secure_round import SecureRound
+from server.tracking import Tracking
 
 
 class RoundLoop:
     """One run of one federation."""
 
     def __init__(
-        self, context: RunContext, strategy: Strategy, store: CheckpointStore, show: RunProgress
+        self,
+        context: RunContext,
+        strategy: Strategy,
+        store: CheckpointStore,
+        show: RunProgress,
+        tracking: Tracking,
     ) -> None:
         self._context = context
         self._config = context.config
@@ -75,6 +81,7 @@ class RoundLoop:
         self._strategy = strategy
         self._store = store
         self._show = show
+        self._tracking = tracking
         self._settings = run_settings(context.config, context.task)
         model = build_model(context.config.model, context.task, seed=context.config.run.seed)
         kept = local_parts(model, context.config.personalisation.local)
@@ -118,7 +125,7 @@ class RoundLoop:
             arrays, average = resumed.arrays, resumed.average or resumed.arrays
             state = Progress.from_json(resumed.progress, self._task)
             recall_sites(self._context, state.sites)
-            write_rounds(self._context.folder, state.rounds)
+            self._write_rounds(state)
         else:
             arrays, average, state = self._start, self._start, Progress()
             self._check_threshold()
@@ -210,8 +217,12 @@ class RoundLoop:
         state.rounds.append(line)
         state.pending = None
         self._save(number, arrays, average, state)
-        write_rounds(self._context.folder, state.rounds)
+        self._write_rounds(state)
         self._show.round_done(line, rounds=self._config.run.rounds)
+
+    def _write_rounds(self, state: Progress) -> None:
+        write_rounds(self._context.folder, state.rounds)
+        self._tracking.rounds(state.rounds)
 
     def _train_round(
         self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress

@@ -10,6 +10,7 @@ from medfusion.cli import (
     cohort,
     compare,
     evaluate,
+    export,
     poc,
     predict,
     privacy,
@@ -45,6 +46,7 @@ _cli.command("evaluate")(evaluate.evaluate)
 _cli.command("report")(report.report)
 _cli.command("watch")(watch.watch)
 _cli.command("predict")(predict.predict)
+_cli.command("export")(export.export)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
 _cli.command("provision")(provision.provision)

@@ -70,8 +70,13 @@ def line_chart(
 def png_uri(image: NDArray[np.float64], low: float, high: float) -> str:
     """Return an image [H, W] as a data URI: ``low`` is black, ``high`` is white."""
     grey = np.clip((image - low) / (high - low), 0, 1) * 255
+    return picture_uri(Image.fromarray(grey.round().astype(np.uint8)))
+
+
+def picture_uri(picture: Image.Image) -> str:
+    """Return a picture as a data URI of a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(grey.round().astype(np.uint8)).save(buffer, "PNG")
+    picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
