@@ -1,7 +1,7 @@
 """The report's figures: what they draw, and what they show in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,9 +126,10 @@ def _by_round(
         f"{title} by round: {drawn[0].name} from {number(first[1])} in round {first[0]:g} "
         f"to {number(last[1])} in round {last[0]:g}"
     )
+    alone = len(drawn) == 1  # what it is called stands at the axis
     return Figure(
         title,
-        drawn,
+        (replace(drawn[0], name=""),) if alone else drawn,
         _ROUND,
         y,
         alt,

@@ -142,8 +142,8 @@ def _text(x: float, y: float, text: str, anchor: str, color: str = INK, transfor
 
 
 def _legend(curves: Sequence[Curve]) -> list[str]:
-    """Return a list below the chart: each line as it is drawn, and its name; one needs none."""
-    if len(curves) < 2:
+    """Return a list below the chart: each line as it is drawn, and its name."""
+    if not curves:
         return []
     keys = (
         f'<li><svg class="key" viewBox="0 0 28 8" aria-hidden="true">'
