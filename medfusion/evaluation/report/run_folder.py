@@ -118,7 +118,9 @@ def _sum_releases(
                 f"{path}: sites.{name}: expected shape {shape}, found {histogram.shape}"
             )
         total += histogram
-    return total, measures.sensitivity * math.hypot(*multipliers)
+    # Runs before subgroups did not write it.
+    sensitivity = data.get("sensitivity", measures.sensitivity)
+    return total, sensitivity * math.hypot(*multipliers)
 
 
 def _read_rounds(path: Path) -> tuple[dict[str, Any], ...]:
