@@ -76,13 +76,15 @@ class EvaluationOptions(Options):
     The last release also tells of the calibration patients, from whom ``calibration`` names the
     method (`medfusion.evaluation.calibrators`). ``sensitivity`` is the share of positives that
     decisions are to find, ``coverage`` the share of patients whose prediction set is to hold the
-    truth.
+    truth. ``subgroups`` are features by which the last release counts test patients apart
+    (`medfusion.evaluation.subgroups`).
     """
 
     every: int | None = Field(default=None, ge=0)
     calibration: Method = "platt"
     sensitivity: float = Field(default=0.9, gt=0, lt=1)
     coverage: float = Field(default=0.9, gt=0, lt=1)
+    subgroups: tuple[str, ...] = ()
 
 
 class ServerOptions(Options):

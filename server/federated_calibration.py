@@ -22,7 +22,7 @@ def federated_calibration(
     counts = _counts(context, calibration)
     if counts is None:
         return None
-    _, noise = summed(measures_of(task), calibration, context.plans)
+    _, noise = summed(calibration, context.plans, sensitivity=context.last_sensitivity)
     fitted = calibrate(
         counts,
         task.labels.names,
@@ -48,7 +48,7 @@ def _counts(context: RunContext, releases: Histograms) -> FloatArray | None:
     if not releases:
         return None
     measures = measures_of(context.task)
-    total, noise = summed(measures, releases, context.plans)
+    total, noise = summed(releases, context.plans, sensitivity=context.last_sensitivity)
     return measures.score_counts(total, noise=noise)
 
 

@@ -13,20 +13,25 @@ from medfusion.privacy.plan import DpPlan
 
 
 def federated_metrics(
-    measures: Measures, releases: Mapping[str, NDArray[Any]], plans: Mapping[str, DpPlan]
+    measures: Measures,
+    releases: Mapping[str, NDArray[Any]],
+    plans: Mapping[str, DpPlan],
+    *,
+    sensitivity: float,
 ) -> dict[str, Any]:
     """Return the figures of the sites in ``releases`` together, as `Measures.summary` does.
 
-    ``plans`` says how much noise each site added; it is empty without privacy.
+    ``plans`` says how much noise each site added, in multiples of the ``sensitivity`` of its
+    release (`HeldOut.sensitivity`); it is empty without privacy.
     """
-    total, noise = summed(measures, releases, plans)
+    total, noise = summed(releases, plans, sensitivity=sensitivity)
     return measures.summary(total, noise=noise)
 
 
 def summed(
-    measures: Measures, releases: Mapping[str, NDArray[Any]], plans: Mapping[str, DpPlan]
+    releases: Mapping[str, NDArray[Any]], plans: Mapping[str, DpPlan], *, sensitivity: float
 ) -> tuple[FloatArray, float]:
     """Return the sum of releases, and the standard deviation of the noise on each number in it."""
     total: FloatArray = np.sum([releases[name] for name in sorted(releases)], axis=0)
     multipliers = [plans[name].metrics_noise or 0.0 for name in releases if name in plans]
-    return total, measures.sensitivity * math.hypot(*multipliers)
+    return total, sensitivity * math.hypot(*multipliers)

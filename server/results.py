@@ -15,6 +15,7 @@ from medfusion.evaluation.report.build import build_report
 from medfusion.models.saved import OWN_PARTS, save_model
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
+from server.federated_subgroups import subgroup_figures
 from server.run_state import Outcome, RunContext
 
 SUMMARY = "summary.json"
@@ -67,12 +68,14 @@ def write_results(
     counts = measures_of(context.task).score_counts(next(iter(found.values())))
     histograms = {
         "schema": 1,
+        "sensitivity": context.last_sensitivity,
         "labels": list(labels),
         "bins": None if counts is None else counts.shape[-1],
         "sites": {name: array.tolist() for name, array in found.items()},
         "calibration": {
             name: array.tolist() for name, array in outcome.progress.calibration.items()
         },
+        "subgroups": {name: array.tolist() for name, array in outcome.progress.subgroups.items()},
     }
     write_json(folder / "histograms.json", histograms, durable=True)
     summary = _summary(context, outcome, calibration)
@@ -97,7 +100,9 @@ def _summary(
         histogram = progress.histograms.get(name)
         own = None
         if histogram is not None:
-            own = federated_metrics(measures, {name: histogram}, context.plans)
+            own = federated_metrics(
+                measures, {name: histogram}, context.plans, sensitivity=context.last_sensitivity
+            )
         plan = context.plans.get(name)
         sites[name] = {
             "patients": site.patients_public,
@@ -107,11 +112,14 @@ def _summary(
             "delta": plan.delta if plan else None,
             "max_epsilon": site.max_epsilon if plan else None,
         }
-    overall = federated_metrics(measures, progress.histograms, context.plans)
+    overall = federated_metrics(
+        measures, progress.histograms, context.plans, sensitivity=context.last_sensitivity
+    )
     return {
         "schema": 1,
         **overall,
         "calibration": _calibration_json(calibration),
+        "subgroups": subgroup_figures(context, progress.subgroups),
         "sites": sites,
         "rounds": len(progress.rounds),
         **asdict(progress.cost),

@@ -19,7 +19,6 @@ from flwr.serverapp.strategy import FedAvgM, Strategy
 from medfusion.data.split import CALIBRATION, TEST
 from medfusion.errors import FederationError
 from medfusion.evaluation.calibration import Calibration
-from medfusion.evaluation.held_out_parts import held_out_parts, parts_shape, split_parts
 from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.label_rows import label_rows
@@ -309,20 +308,26 @@ class RoundLoop:
             number, arrays, self._asked(state), self._asking.connected()
         )
         messages = self._with_average(messages, state)
-        parts = held_out_parts(number, rounds=self._config.run.rounds)
-        shape = parts_shape(self._measures, parts, noised=self._settings.privacy.enabled)
+        held_out = self._context.held_out(number)
+        shape = held_out.shape(self._measures, noised=self._settings.privacy.enabled)
         check = self._asking.check_counts(shape)
         replies = self._asking.exchange(list(messages), check, cost=cost, number=number)
         if not self._config.server.ema:
             self._downlink.held_by(replies.good)
         released = {
-            name: split_parts(read_histograms(reply.content), parts)
+            name: held_out.split(read_histograms(reply.content))
             for name, reply in replies.good.items()
         }
-        state.histograms = {name: each[TEST] for name, each in released.items()}
-        if CALIBRATION in parts:
-            state.calibration = {name: each[CALIBRATION] for name, each in released.items()}
-        metrics = federated_metrics(self._measures, state.histograms, self._context.plans)
+        state.histograms = {name: parts[TEST] for name, (parts, _) in released.items()}
+        if CALIBRATION in held_out.parts:
+            state.calibration = {n: parts[CALIBRATION] for n, (parts, _) in released.items()}
+            state.subgroups = {name: groups for name, (_, groups) in released.items()}
+        metrics = federated_metrics(
+            self._measures,
+            state.histograms,
+            self._context.plans,
+            sensitivity=held_out.sensitivity(self._measures),
+        )
         shown = dict.fromkeys(("auroc_macro", "auroc", self._measures.headline.key))
         return {key: metrics[key] for key in shown}
 

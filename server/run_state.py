@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from medfusion.config import RunConfig
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
+from medfusion.evaluation.held_out_parts import HeldOut, held_out_of
+from medfusion.evaluation.kinds import measures_of
+from medfusion.evaluation.subgroups import attributes_of
 from medfusion.models.initial_weights import InitialWeights
 from medfusion.objectives.registry import loss_of
 from medfusion.privacy.plan import DpPlan
@@ -59,6 +62,17 @@ class RunContext:
     signature: str | None
     admitted: Admitted
 
+    def held_out(self, number: int) -> HeldOut:
+        """Return what the release after a round counts."""
+        attributes = attributes_of(self.config.evaluation.subgroups, self.task)
+        return held_out_of(number, rounds=self.config.run.rounds, attributes=attributes)
+
+    @property
+    def last_sensitivity(self) -> float:
+        """The sensitivity of what the last round releases, which results are made from."""
+        last = self.held_out(self.config.run.rounds)
+        return last.sensitivity(measures_of(self.task))
+
     @property
     def patience(self) -> float:
         """Seconds of silence before a site is asked whether it has lost its message."""
@@ -84,7 +98,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
     Raises
     ------
     ConfigError
-        If the loss does not go with the task.
+        If the loss or the subgroups do not go with the task.
     """
     parts: dict[str, Any] = {
         "seed": config.run.seed,
@@ -100,8 +114,10 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
         "secure_aggregation": config.server.secure_aggregation,
         "compression": config.compression,
         "personalisation": config.personalisation,
+        "subgroups": config.evaluation.subgroups,
     }
     loss_of(task, config.training.loss)
+    attributes_of(config.evaluation.subgroups, task)
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.
     ours: dict[str, Any] = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}
@@ -132,7 +148,8 @@ class Progress:
     """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone.
 
     ``histograms`` is what the sites released last of their test patients, ``calibration`` what the
-    last round's release told of the calibration patients, by name;
+    last round's release told of the calibration patients, ``subgroups`` what it told of groups of
+    test patients [G, ...], by name;
     ``selected`` names the sites whose histograms the selection was made from; ``sites`` are the
     public facts, but for the task, of all sites that took part so far; ``counted`` is the last
     round in which a site's update counted, by name; ``pending`` is the line of a round that is
@@ -144,6 +161,7 @@ class Progress:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     histograms: Histograms = field(default_factory=dict)
     calibration: Histograms = field(default_factory=dict)
+    subgroups: Histograms = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
@@ -157,6 +175,7 @@ class Progress:
             "rounds": self.rounds,
             "histograms": {name: array.tolist() for name, array in self.histograms.items()},
             "calibration": {name: array.tolist() for name, array in self.calibration.items()},
+            "subgroups": {name: array.tolist() for name, array in self.subgroups.items()},
             "cost": asdict(self.cost),
             "sites": self.sites,
             "counted": self.counted,
@@ -173,6 +192,7 @@ class Progress:
             rounds=data["rounds"],
             histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
             calibration={n: np.array(rows) for n, rows in data.get("calibration", {}).items()},
+            subgroups={n: np.array(rows) for n, rows in data.get("subgroups", {}).items()},
             cost=Cost(**data["cost"]),
             sites=data.get("sites", {}),
             counted=data.get("counted", {}),

@@ -66,4 +66,7 @@ def _leaves(settings: RunSettings, task: Task) -> tuple[Leaving, ...]:
     scores = measures_of(task).released
     found.append(Leaving(what=scores, times=settings.evaluations))
     found.append(Leaving(what=f"{scores} of the calibration patients", times=1))
+    if settings.subgroups:
+        named = ", ".join(settings.subgroups)
+        found.append(Leaving(what=f"{scores} of test patients by {named}", times=1))
     return tuple(found)

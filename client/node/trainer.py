@@ -26,8 +26,9 @@ from medfusion.data.tensors import StudyTensors
 from medfusion.data.thresholds import Selection
 from medfusion.digests import sha256_of
 from medfusion.errors import DataError, FederationError
-from medfusion.evaluation.held_out_parts import held_out_parts, join_parts
+from medfusion.evaluation.held_out_parts import HeldOut, held_out_of
 from medfusion.evaluation.kinds import measures_of
+from medfusion.evaluation.subgroups import attributes_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.local_parts import local_parts
 from medfusion.models.registry import (
@@ -92,6 +93,7 @@ class Trainer:
         self._modalities = modalities_of(settings.model, data.task)
         self._objective = objective_of(data.task, settings.training.loss)
         self._measures = measures_of(data.task)
+        self._attributes = attributes_of(settings.subgroups, data.task)
         self._device = choose_device(data.config.compute.device)
         model = build_model(settings.model, data.task, seed=settings.seed, weights_follow=True)
         self._model = model.to(self._device)
@@ -284,23 +286,30 @@ class Trainer:
         """Return what the (noised) figures of the parts that are held out are computed from."""
         self._check_round(request)
         state, own = self._load(request)
-        parts = held_out_parts(request.round, rounds=self.settings.rounds)
-        tensors = [self._prepare(part, self._selection(request)) for part in parts]
+        held_out = held_out_of(
+            request.round, rounds=self.settings.rounds, attributes=self._attributes
+        )
+        tensors = [self._prepare(part, self._selection(request)) for part in held_out.parts]
         content = self._content(request, state, own, tensors)
         return self._release(
-            "evaluate", request.round, content, lambda: self._score(request, tensors, content)
+            "evaluate",
+            request.round,
+            content,
+            lambda: self._score(request, held_out, tensors, content),
         )
 
-    def _score(self, request: Received, parts: Sequence[StudyTensors], content: str) -> RecordDict:
-        """Return the (noised) counts of the loaded model on disjoint parts."""
+    def _score(
+        self, request: Received, held_out: HeldOut, parts: Sequence[StudyTensors], content: str
+    ) -> RecordDict:
+        """Return the (noised) counts of the loaded model."""
         if self._plan is None:
-            counts = self._counts(parts)
+            counts = self._counts(held_out, parts)
         elif self._plan.metrics_noise is None:
             raise FederationError("the run's plan pays for no metrics: refused")
         else:
             counts = noised(
-                self._counts(parts),
-                sensitivity=self._measures.sensitivity,
+                self._counts(held_out, parts),
+                sensitivity=held_out.sensitivity(self._measures),
                 noise_multiplier=self._plan.metrics_noise,
                 keystream=Keystream(
                     self._secret, self.settings.run_id, "metrics", request.round, content
@@ -308,19 +317,27 @@ class Trainer:
             )
         return histogram_reply(counts, self._data.patients_public)
 
-    def _counts(self, parts: Sequence[StudyTensors]) -> NDArray[np.float64]:
-        """Return the counts of `parts_shape`, before any noise."""
-        config, private, releases = self._data.config, self._plan is not None, []
-        for part in parts:
-            batch = config.compute.physical_batch
-            outputs = predict_logits(self._model, part, self._device, batch=batch)
-            known = part.known.numpy()
-            if isinstance(self._counted, ExactReleases):
-                known = of_enough_patients(known, config.policy.min_patients)
-            if private:  # a crafted model must not tell whose scores it broke
-                outputs = np.nan_to_num(outputs, nan=0.0)
-            releases.append(self._measures.release(outputs, part.truth, known, noised=private))
-        return join_parts(releases)
+    def _counts(self, held_out: HeldOut, parts: Sequence[StudyTensors]) -> NDArray[np.float64]:
+        """Return the counts of disjoint parts, then of the groups of the first, without noise."""
+        scored = [(self._outputs(part), part.truth, part.known.numpy()) for part in parts]
+        outputs, truth, known = scored[0]
+        features = one_per_patient(self._data.part(held_out.parts[0])).features
+        for attribute in held_out.attributes:
+            scored += [(outputs, truth, known * m[:, None]) for m in attribute.members(features)]
+        return held_out.join([self._count(*each) for each in scored])
+
+    def _outputs(self, part: StudyTensors) -> NDArray[np.float32]:
+        batch = self._data.config.compute.physical_batch
+        outputs = predict_logits(self._model, part, self._device, batch=batch)
+        # Under privacy a crafted model must not tell whose scores it broke.
+        return outputs if self._plan is None else np.nan_to_num(outputs, nan=0.0)
+
+    def _count(
+        self, outputs: NDArray[np.float32], truth: NDArray[np.float32], known: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        if isinstance(self._counted, ExactReleases):
+            known = of_enough_patients(known, self._data.config.policy.min_patients)
+        return self._measures.release(outputs, truth, known, noised=self._plan is not None)
 
     def own_selection(self) -> Selection | None:
         """Return what this site selects by itself."""

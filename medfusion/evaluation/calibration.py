@@ -47,7 +47,7 @@ class LabelCalibration(Options):
     positives, negatives
         Calibration patients with and without the label, without those beneath the noise.
     calibrator
-        None: the probability stays that of the model.
+        None: the probability stays that of the model, for want of patients or by the run's choice.
     operating_bin
         A score in this bin or a higher one is a decision for the label; None: decisions are made
         at a probability of .5.

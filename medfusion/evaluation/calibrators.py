@@ -36,6 +36,10 @@ from medfusion.options import Options
 
 Method = Literal["temperature", "platt", "isotonic", "none"]
 
+# With fewer patients of a class a fit follows chance: over three splits of covid-chestxray, with 1
+# to 8 of the rarer class, Platt's map took the calibration error from .186 to .234.
+FEWEST_OF_A_CLASS = 10
+
 _STEEPEST = 20.0  # slope, or its inverse: beyond, a histogram tells no difference
 _NEWTON_STEPS = 100
 
@@ -77,7 +81,9 @@ Calibrator = Affine | Steps
 def fit_calibrators(
     counts: FloatArray, logits: FloatArray, method: Method
 ) -> list[Calibrator | None]:
-    """Return the map of each label; None where a class is absent, or the method is ``none``.
+    """Return the map of each label; None where a class has fewer than `FEWEST_OF_A_CLASS` patients.
+
+    All are None where the method is ``none``.
 
     Parameters
     ----------
@@ -86,7 +92,7 @@ def fit_calibrators(
     logits
         [S], rising: what the bins stand for.
     """
-    usable = (counts.sum(axis=-1) > 0).all(axis=-1)
+    usable = (counts.sum(axis=-1) >= FEWEST_OF_A_CLASS).all(axis=-1)
     if method == "none" or not usable.any():
         return [None] * len(counts)
     if method == "temperature":

@@ -10,7 +10,8 @@ describe       query.describe     `SiteDescription`
 select         query.select       histograms (array ``histograms``)
 train          train              trainable state, ``num-examples``
 evaluate       evaluate           score histograms (array ``histograms``), after the last round
-                                  [2, ...]: of test and of calibration patients
+                                  [2 + G, ...]: of test patients, of calibration patients,
+                                  and of G subgroups of the test patients
 deliver        query.deliver      nothing but the acknowledgement
 secagg         query.secagg       what one exchange of secure aggregation asks for
 =============  =================  ==========================================
@@ -75,7 +76,8 @@ _HISTOGRAMS = "histograms"
 class RunSettings(Options):
     """What a run asks of every site; the same in each of its requests.
 
-    ``site_rule`` names what a site does in its steps for the strategy, and remembers for it.
+    ``site_rule`` names what a site does in its steps for the strategy, and remembers for it;
+    ``subgroups`` are what the last release counts apart, as in `medfusion.evaluation.subgroups`.
     """
 
     run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
@@ -92,6 +94,7 @@ class RunSettings(Options):
     secure_aggregation: SecureAggregationOptions | None = None
     compression: CompressionOptions = CompressionOptions()
     personalisation: PersonalisationOptions = PersonalisationOptions()
+    subgroups: tuple[str, ...] = ()
 
 
 class Request(Options):

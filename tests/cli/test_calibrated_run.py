@@ -9,6 +9,7 @@ import torch
 import typer
 from kinds_cohort import write_kind
 from node_asker import NodeAsker
+from sklearn.metrics import roc_auc_score
 from tabular_cohort import write_ward
 from typer.testing import CliRunner
 
@@ -16,9 +17,12 @@ from medfusion.cli.evaluate import evaluate
 from medfusion.cli.predict import predict
 from medfusion.cli.simulate import simulate
 from medfusion.data.site_data import load_site_data
-from medfusion.data.split import CALIBRATION
+from medfusion.data.split import CALIBRATION, TEST
+from medfusion.data.thresholds import first_study_per_patient
 from medfusion.errors import DataError
+from medfusion.evaluation.score_histograms import BINS, bin_numbers
 from medfusion.models.saved import load_model
+from medfusion.scoring import apply_model, study_tensors
 from medfusion.transport.requests import read_error
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -126,6 +130,33 @@ def test_the_options_of_a_run_change_what_is_told(ward, run, tmp_path):
     assert other["set_size"] < before["calibration"]["set_size"]
     found = [load_model(folder / "model").calibration for folder in (out, tmp_path / "run")]
     assert found[0].labels["ill"].operating_bin < found[1].labels["ill"].operating_bin
+
+
+def test_figures_of_subgroups_are_those_of_their_pooled_patients(ward, tmp_path):
+    summary = simulated(ward, tmp_path / "run", "evaluation.subgroups=['dose:30,60']")
+    found = summary["subgroups"]["dose"]
+    saved = load_model(tmp_path / "run" / "model")
+    parts = []
+    for name in ("north", "east"):
+        site = load_site_data(ward.parent / "sites" / name)
+        test = site.part(TEST)
+        one = test.take(first_study_per_patient(test.patient_ids))
+        tensors = study_tensors(saved, site, one, cache=tmp_path / "cache")
+        parts.append((one.features, one.labels, apply_model(saved, site, tensors)))
+    features, labels, logits = (np.concatenate(each) for each in zip(*parts, strict=True))
+    told = []
+    for group, members in (
+        ("below 30", features[:, 1] < 30),
+        ("30 to 60", (features[:, 1] >= 30) & (features[:, 1] < 60)),
+        ("from 60", features[:, 1] >= 60),
+    ):
+        of_group = found["groups"][group]
+        assert of_group["patients"] == members.sum()
+        binned = bin_numbers(logits[members, 0], BINS)
+        area = roc_auc_score(labels[members, 0], binned)
+        assert of_group["auroc"]["ill"] == pytest.approx(area)
+        told.append(of_group["auroc_macro"])
+    assert found["gap"] == pytest.approx(max(told) - min(told))
 
 
 def test_under_privacy_it_is_fitted_to_what_was_noised(ward, tmp_path):

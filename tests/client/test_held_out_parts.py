@@ -9,7 +9,6 @@ from tabular_cohort import write_ward
 
 from medfusion.data.split import CALIBRATION, TEST, TRAIN
 from medfusion.data.thresholds import first_study_per_patient
-from medfusion.evaluation.held_out_parts import held_out_parts
 from medfusion.evaluation.multilabel_measures import MultilabelMeasures
 from medfusion.privacy.accounting import NoisedSums
 from medfusion.privacy.plan_costs import Paid, PlanCosts
@@ -18,8 +17,16 @@ from medfusion.transport.requests import read_error, read_histograms
 LAST = 2
 
 
+PRIVATE = ("privacy.enabled=true", "privacy.target_epsilon=8")
+
+
 class Asker(NodeAsker):
     usual = ("run.rounds=2", "training.steps=1", "training.batch_size=8")
+
+    def plan(self):
+        """Return the plan of a run that trained nothing yet."""
+        self.ask("select", arrays=None)
+        return self.node._trainer._plan
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def test_no_patient_moves_more_than_the_sensitivity_and_one_moves_all_of_it(ward
 
 
 def test_under_privacy_both_parts_are_noised_and_one_release_is_paid(ward, tmp_path):
-    asker = Asker(ward, tmp_path, "privacy.enabled=true", "privacy.target_epsilon=8")
+    asker = Asker(ward, tmp_path, *PRIVATE)
     release = read_histograms(asker.ask("evaluate", round=LAST))
     plan = asker.node._trainer._plan
     labels = len(asker.data.task.labels.names)
@@ -105,9 +112,20 @@ def test_too_few_calibration_patients_are_not_counted_exactly(ward, tmp_path):
     assert calibration.sum() == 0
 
 
-def test_parts_of_a_round():
-    assert [held_out_parts(number, rounds=3) for number in (1, 2, 3)] == [
-        (TEST,),
-        (TEST,),
-        (TEST, CALIBRATION),
-    ]
+def test_groups_of_test_patients_are_counted_apart_and_noised_for_it(ward, tmp_path):
+    groups = "evaluation.subgroups=['age:50']"
+    asker = Asker(ward, tmp_path / "plain", "privacy.enabled=false", groups)
+    release = read_histograms(asker.ask("evaluate", round=LAST))
+    test = asker.data.part(TEST)
+    one = test.take(first_study_per_patient(test.patient_ids))
+    young = one.features[:, 0] < 50
+    assert 0 < young.sum() < len(young)
+    for histogram, members in zip(release[2:], (young, ~young), strict=True):
+        known = (~np.isnan(one.labels[members])).sum(axis=0)
+        np.testing.assert_array_equal(histogram.sum(axis=(1, 2)), known)
+    private = Asker(ward, tmp_path / "private", groups, *PRIVATE)
+    noised = read_histograms(private.ask("evaluate", round=LAST))
+    plan = private.node._trainer._plan
+    spread = plan.metrics_noise * np.sqrt(2 * 2)  # two labels; the whole and one group
+    assert noised.std() == pytest.approx(spread, rel=5 / np.sqrt(2 * noised.size))
+    assert plan == Asker(ward, tmp_path / "none", *PRIVATE).plan()  # at the same price

@@ -188,6 +188,18 @@ def test_a_class_of_few_is_never_left_out_and_one_of_nobody_stays_uncalibrated()
     np.testing.assert_array_equal(read.decisions[:, 1], logits[:, 1] >= 0)
 
 
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
+def test_fewer_than_ten_of_a_class_are_not_fitted_to(method):
+    for few, is_fitted in ((9, False), (10, True)):
+        for positive in (0.0, 1.0):
+            labels = np.repeat([[positive], [1.0 - positive]], (few, 40), axis=0)
+            logits = np.random.default_rng(0).normal(labels, 1)
+            counts = score_histogram(logits, labels, np.ones_like(labels))
+            options = {"exclusive": False, "sensitivity": 0.9, "coverage": 0.9}
+            found = calibrate(counts, ("ill",), method=method, **options).labels["ill"]
+            assert (found.calibrator is not None) is is_fitted
+
+
 @pytest.mark.parametrize(("count", "left_out"), [(8, None), (9, 0), (18, 0), (19, 1), (29, 2)])
 def test_how_many_are_left_out_is_that_of_split_conformal(count, left_out):
     """ceil((n + 1) .9) of n scores, each in its own bin, stay in; above n: everything does."""

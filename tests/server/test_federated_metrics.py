@@ -18,13 +18,19 @@ def histogram(seed):
 
 def test_metrics_are_those_of_the_sum_over_sites():
     sites = {"b": histogram(1), "a": histogram(2)}
-    together = federated_metrics(ILL, {"all": sites["a"] + sites["b"]}, {})
-    assert federated_metrics(ILL, sites, {}) == together
+    together = federated_metrics(
+        ILL, {"all": sites["a"] + sites["b"]}, {}, sensitivity=ILL.sensitivity
+    )
+    assert federated_metrics(ILL, sites, {}, sensitivity=ILL.sensitivity) == together
     assert together["auroc"]["ill"] == pytest.approx(0.92, abs=0.05)
 
 
 def test_a_class_that_the_sites_noise_hides_has_no_auroc():
     """60 positives against noise of 10 a cell: 10 * sqrt(32) = 57 on their total."""
     plans = {"a": SimpleNamespace(metrics_noise=10.0)}
-    assert federated_metrics(ILL, {"a": histogram(2)}, plans)["auroc"] == {"ill": None}
-    assert federated_metrics(ILL, {"a": histogram(2)}, {})["auroc"] != {"ill": None}
+    assert federated_metrics(ILL, {"a": histogram(2)}, plans, sensitivity=ILL.sensitivity)[
+        "auroc"
+    ] == {"ill": None}
+    assert federated_metrics(ILL, {"a": histogram(2)}, {}, sensitivity=ILL.sensitivity)[
+        "auroc"
+    ] != {"ill": None}

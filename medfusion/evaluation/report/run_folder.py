@@ -158,6 +158,7 @@ def _read_releases(
         name: plans[name]["metrics_noise"] or 0.0 for name in data["sites"] if name in plans
     }
     shape = measures.release_shape(noised=bool(multipliers))
+    sensitivity = data.get("sensitivity", measures.sensitivity)  # not told before subgroups
     found = {}
     for name in sorted(data["sites"]):
         histogram = np.array(data["sites"][name], dtype=np.float64)
@@ -165,7 +166,7 @@ def _read_releases(
             raise DataError(
                 f"{path}: sites.{name}: expected shape {shape}, found {histogram.shape}"
             )
-        found[name] = (histogram, measures.sensitivity * multipliers.get(name, 0.0))
+        found[name] = (histogram, sensitivity * multipliers.get(name, 0.0))
     return found
 
 
