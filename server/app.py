@@ -21,6 +21,7 @@ from medfusion.models.local_files import local_files_sha256
 from server.admitted import FILE_NAME as REGISTERED
 from server.admitted import Admitted
 from server.checkpoint import CheckpointStore
+from server.federated_calibration import federated_calibration
 from server.progress import RunProgress
 from server.prompt_pulls import pull_promptly
 from server.receipts import FILE_NAME, Receipts
@@ -84,10 +85,13 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         tracking = Tracking(config.run.tracking, folder, config.run.name, progress.warn)
         loop = RoundLoop(run, strategy, store, progress, tracking)
         outcome = loop.run()
-        card = model_card(run, outcome)
-        loop.deliver(outcome, card)
+        card, state = model_card(run, outcome), outcome.progress
+        calibration = federated_calibration(
+            run, calibration=state.calibration, test=state.histograms
+        )
+        loop.deliver(outcome, card, calibration)
         progress.phase("writing the report")
-        write_results(run, outcome, card)
+        write_results(run, outcome, card, calibration)
         tracking.finish(folder / SUMMARY)
 
 

@@ -14,6 +14,7 @@ from medfusion.data.site import SPLIT_NAMES, ColumnOptions
 from medfusion.data.task import BinaryFeature, CategoricalFeature, Feature, NumericFeature
 
 Floats = NDArray[np.float64]
+OUT_OF_RANGE = "out-of-range"  # code of a finding
 _SLACK = 1e-9  # share of the range that rounding in scale and offset may add
 
 
@@ -73,7 +74,7 @@ def read_images(
     found: list[Path | None] = []
     outside, absent = np.zeros((2, len(cells.text)), dtype=bool)
     for i, name in enumerate(cells.text):
-        path = _resolved(images, name, parents) if name else None
+        path = resolved_image(images, name, parents) if name else None
         named = os.path.normpath(os.path.join(inside, name))
         if path is not None and not (named.startswith(inside) and path.startswith(roots)):
             outside[i], path = True, None
@@ -113,7 +114,7 @@ def _read_numeric(
         ),
         *cells.finding(
             beyond,
-            "out-of-range",
+            OUT_OF_RANGE,
             f"expected {feature.low:g} to {feature.high:g}{unit}, found values outside; correct or "
             f"blank them, or set scale or offset in [columns.{name}]",
         ),
@@ -166,8 +167,11 @@ def number_of(cell: str, decimal: str) -> float | None:
     return number if math.isfinite(number) and "_" not in cell else None
 
 
-def _resolved(images: Path, name: str, parents: dict[str, str]) -> str:
-    """Real path of an image; real paths of folders are remembered, as images share them."""
+def resolved_image(images: Path, name: str, parents: dict[str, str]) -> str:
+    """Return the real path of an image ``name`` below ``images``, whether it is there or not.
+
+    Real paths of folders are remembered in ``parents``, as images share them.
+    """
     parent, base = os.path.split(os.path.join(images, name))
     try:
         if base in ("", ".", "..") or os.path.islink(os.path.join(parent, base)):

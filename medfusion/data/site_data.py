@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfusion.data.boxes import Boxes
-from medfusion.data.site import SiteConfig, open_site
-from medfusion.data.split import Fold, split_of
-from medfusion.data.studies import Studies, read_studies
+from medfusion.data.findings import Finding
+from medfusion.data.site import Site, SiteConfig, open_site
+from medfusion.data.split import TEST, Fold, split_of
+from medfusion.data.studies import Studies, read_studies, read_unlabelled
 from medfusion.data.task import Task
 from medfusion.errors import DataError
 
@@ -40,6 +41,25 @@ def load_site_data(folder: Path, *, fold: Fold | None = None) -> SiteData:
     site = open_site(folder)
     studies = read_studies(site)
     split = split_of(studies, site_name=site.name, rule=site.task.split, fold=fold)
+    return _site_data(site, studies, split)
+
+
+def load_unlabelled(folder: Path) -> tuple[SiteData, list[Finding]]:
+    """Read a site folder to predict of all its studies, as `read_unlabelled` does.
+
+    Nobody is in the training part.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `load_site_data`.
+    """
+    site = open_site(folder)
+    studies, findings = read_unlabelled(site)
+    return _site_data(site, studies, np.full(len(studies), TEST, dtype=np.int8)), findings
+
+
+def _site_data(site: Site, studies: Studies, split: NDArray[np.int8]) -> SiteData:
     return SiteData(
         name=site.name,
         task=site.task,

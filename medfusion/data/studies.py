@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medfusion.data.boxes import Boxes
 from medfusion.data.columns import (
+    OUT_OF_RANGE,
     read_feature,
     read_ids,
     read_images,
@@ -128,14 +129,46 @@ def read_studies(site: Site) -> Studies:
     return studies
 
 
-def validate_studies(site: Site, table: Table) -> tuple[Studies, list[Finding]]:
-    """Read what can be read and collect every problem; bad cells become missing ones."""
+def read_unlabelled(site: Site) -> tuple[Studies, list[Finding]]:
+    """Read studies of which nothing is learned: columns of labels and split are not looked at.
+
+    A value outside its public range counts as missing.
+
+    Returns
+    -------
+    tuple
+        The studies, all labels unknown, and what a user should know of them.
+
+    Raises
+    ------
+    DataError
+        As `read_studies`, but for what is said above.
+    """
+    table, form = read_table(site.table, site.config.files)
+    studies, content = validate_studies(site, table, labelled=False)
+    findings = [
+        replace(finding, severity="warning") if finding.code == OUT_OF_RANGE else finding
+        for finding in (*form, *content)
+    ]
+    raise_errors(findings, site=site.name)
+    return studies, [finding for finding in findings if finding.severity == "warning"]
+
+
+def validate_studies(
+    site: Site, table: Table, *, labelled: bool = True
+) -> tuple[Studies, list[Finding]]:
+    """Read what can be read and collect every problem; bad cells become missing ones.
+
+    Unless ``labelled``, labels and boxes are unknown and there is no split, whatever the files say.
+    """
     reader, task = _Reader(site, table), site.task
     reader.find_images()
     study_ids, patient_ids = reader.ids(task.task.study), reader.ids(task.task.patient)
     features = [reader.cells_of(name, feature) for name, feature in task.features.items()]
-    labels = [reader.label_cells(name) for name in task.label_columns]
     n = len(table)
+    labels = [
+        reader.label_cells(name) if labelled else np.full(n, np.nan) for name in task.label_columns
+    ]
     studies = Studies(
         study_ids=study_ids,
         patient_ids=patient_ids,
@@ -144,13 +177,13 @@ def validate_studies(site: Site, table: Table) -> tuple[Studies, list[Finding]]:
         labels=label_array(np.stack(labels, axis=1), task),
         images=tuple(reader.images),
         notes=reader.notes(task.text.column) if task.text else (None,) * n,
-        split_column=reader.split(),
+        split_column=reader.split() if labelled else None,
     )
     if n == 0:
         reader.report("no-studies", table.name, "expected at least one study, found no rows")
     column = local_name(site, task.task.study)
     reader.findings.extend(_doubled_studies(studies, f"{table.name}, column {column!r}"))
-    if task.detects:
+    if task.detects and labelled:
         where = {n: table.where(local_name(site, n)) for n in task.labels.names if reader.has(n)}
         studies, wrong = add_boxes(site, studies, where)
         reader.findings.extend(wrong)

@@ -84,7 +84,7 @@ class DetectionMeasures(Measures):
         """Count studies by label, class and bin of the surest score, and detections."""
         check_logits(outputs)
         count = len(self.names)
-        logits = study_logits(outputs, count)
+        logits = self.scores(outputs)
         histogram = self._studies.release(logits, labels[:, :count], known, noised=noised)
         if noised:
             return histogram
@@ -98,9 +98,17 @@ class DetectionMeasures(Measures):
         figures = detection_json(counts, self.names)
         return {**self._studies.summary(histogram, noise=noise), **figures}
 
+    def scores(self, outputs: NDArray[Any]) -> FloatArray:
+        """Return the logit of each label's surest detection."""
+        return study_logits(outputs, len(self.names))
+
     def score_counts(self, total: NDArray[Any], *, noise: float = 0.0) -> FloatArray:
         """Return the histograms of studies without negative cells."""
         return self._studies.score_counts(self._parts(total)[0], noise=noise)
+
+    def box_counts(self, total: NDArray[Any]) -> FloatArray | None:
+        """Return the counts of detections in a release; None under privacy."""
+        return self._parts(total)[1]
 
     def _parts(self, total: NDArray[Any]) -> tuple[FloatArray, FloatArray | None]:
         """Return the histograms of studies and the counts of detections."""
@@ -121,7 +129,7 @@ class DetectionMeasures(Measures):
         """Return what a multilabel task has, and the figures of boxes, with intervals."""
         check_logits(outputs)
         count, drawn = len(self.names), self.drawn(labels, known)
-        logits = study_logits(outputs, count)
+        logits = self.scores(outputs)
         result = self._studies.held_out(logits, labels[:, :count], known, patients)
         figures = detection_figures(outputs[None, None], drawn, patients, resamples=1000)
         for number, name in enumerate(self.names):
@@ -149,7 +157,7 @@ class DetectionMeasures(Measures):
         check_logits(outputs)
         count = len(self.names)
         of_studies = self._studies.figures(
-            study_logits(outputs, count),
+            self.scores(outputs),
             labels[:, :count],
             known,
             patients,

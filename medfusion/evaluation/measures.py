@@ -99,6 +99,13 @@ class Measures(ABC):
         """
 
     @abstractmethod
+    def scores(self, outputs: NDArray[Any]) -> FloatArray | None:
+        """Return each label's logit in a study, [..., L], as a release counts it.
+
+        None where nothing is told of labels.
+        """
+
+    @abstractmethod
     def score_counts(self, total: NDArray[Any], *, noise: float = 0.0) -> FloatArray | None:
         """Return score histograms [L, 2, S] without negative cells; None if there are none."""
 

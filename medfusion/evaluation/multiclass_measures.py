@@ -100,6 +100,10 @@ class MulticlassMeasures(Measures):
         each = self._each.summary(histogram, noise=noise)
         return {**each, **self._told_json(_without_noise(told, noise))}
 
+    def scores(self, outputs: NDArray[Any]) -> FloatArray:
+        """Return the log-odds of each class against the rest."""
+        return log_odds(outputs)
+
     def score_counts(self, total: NDArray[Any], *, noise: float = 0.0) -> FloatArray:
         """Return the histograms of each class against the rest, without negative cells."""
         return self._each.score_counts(self._parts(total)[0], noise=noise)

@@ -48,6 +48,11 @@ class MultilabelMeasures(Measures):
         """Return AUROC, AUPRC, Brier score and calibration error."""
         return metrics_from_histogram(total, noise=noise).to_json(self.names)
 
+    def scores(self, outputs: NDArray[Any]) -> FloatArray:
+        """Return the outputs, which are logits."""
+        logits: FloatArray = outputs.astype(np.float64)
+        return logits
+
     def score_counts(self, total: NDArray[Any], *, noise: float = 0.0) -> FloatArray:
         """Return the histograms without negative cells."""
         return consistent(total, noise=noise)

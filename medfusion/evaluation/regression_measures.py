@@ -92,6 +92,10 @@ class RegressionMeasures(Measures):
         half = NORMAL_95 * math.sqrt(variance) * (self._high - self._low)
         return Interval(mae, (max(mae - half, 0.0), mae + half))
 
+    def scores(self, outputs: NDArray[Any]) -> FloatArray | None:
+        """Return None: there is no label to be told."""
+        return None
+
     def score_counts(self, total: NDArray[Any], *, noise: float = 0.0) -> FloatArray | None:
         """Return None: there is no score of a class."""
         return None
