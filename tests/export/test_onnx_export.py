@@ -15,6 +15,7 @@ from medfusion.data.encode import encode_tabular
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import MedFusionError, UsageError
+from medfusion.evaluation.calibration import calibrate
 from medfusion.export import onnx_network
 from medfusion.export.onnx_files import export_onnx
 from medfusion.export.onnx_network import ExportError, open_session, random_inputs, run_session
@@ -93,10 +94,18 @@ def test_onnx_gives_the_logits_of_the_model_for_any_batch(tmp_path: Path, option
 
 def test_columns_made_by_the_description_alone_are_those_of_the_model(tmp_path: Path) -> None:
     folder = write_model(tmp_path, LogisticOptions(), TASK, selection=SELECTION)
-    (folder / "calibration.json").write_text('{"schema": 1}')
+    fitted = calibrate(
+        np.ones((2, 2, 8)),
+        TASK.labels.names,
+        method="temperature",
+        exclusive=False,
+        sensitivity=None,
+        coverage=0.9,
+    )
+    (folder / "calibration.json").write_text(fitted.model_dump_json())
     export_onnx(folder, folder / "sub" / "ward.onnx")
     about = json.loads((folder / "sub" / "ward.json").read_text())
-    assert about["calibration"] == {"schema": 1}
+    assert about["calibration"] == fitted.model_dump(mode="json")
     told = about["preprocessing"]["tabular"]
     raw = [{"age": 66.0, "sex": "M", "smoker": 1}, {"age": None, "sex": "F", "smoker": None}]
     made = np.zeros((2, len(told["columns"]), len(told["last_axis"])), np.float32)
