@@ -52,11 +52,7 @@ def write_card(model_dir: Path, out: Path) -> None:
         **_figures(saved, summary),
         **_privacy(saved.card.get("privacy")),
         **_provenance(saved, model_dir, summary),
-        "calibration": (
-            "fitted, see `calibration.json` beside the weights."
-            if (model_dir / "calibration.json").exists()
-            else "none is stored beside the weights."
-        ),
+        "calibration": _calibration(saved),
     }
     template = files("medfusion.export").joinpath("card.md.j2").read_text(encoding="utf-8")
     page = Environment(undefined=StrictUndefined, trim_blocks=False)  # noqa: S701 (no HTML)
@@ -146,6 +142,16 @@ def _figures(saved: SavedModel, summary: Mapping[str, Any]) -> dict[str, Any]:
             for name, site in summary.get("sites", {}).items()
         ],
     }
+
+
+def _calibration(saved: SavedModel) -> str:
+    fitted = saved.calibration
+    if fitted is None:
+        return "none was fitted."
+    return (
+        f"{fitted.method}, with prediction sets meant to hold the truth for "
+        f"{fitted.coverage:.0%} of patients; `predict` and `evaluate` apply it."
+    )
 
 
 def _privacy(told: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What goes with an ONNX model: ``onnx.json``, how its inputs are made and its outputs read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,7 @@ def describe(
     distance
         How far the logits were from PyTorch's at most.
     """
-    task, spec = saved.task, input_spec(saved.task)
-    calibration = folder / "calibration.json"
+    task, spec, calibration = saved.task, input_spec(saved.task), saved.calibration
     return {
         "schema": 1,
         "run": saved.card.get("run"),
@@ -48,9 +46,7 @@ def describe(
         "inputs": {name: _input(name, value) for name, value in inputs.items()},
         "outputs": {OUTPUT: _output(task)},
         "preprocessing": _preprocessing(saved, inputs, spec),
-        "calibration": (
-            json.loads(calibration.read_text(encoding="utf-8")) if calibration.exists() else None
-        ),
+        "calibration": None if calibration is None else calibration.model_dump(mode="json"),
         "parity": {"largest_difference": distance, "tolerance": TOLERANCE, "batches": [1, 3]},
     }
 

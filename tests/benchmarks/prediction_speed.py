@@ -35,8 +35,8 @@ from medfusion.models.saved import SavedModel
 BATCHES = (1, 64)
 MODALITIES = ("image", "tabular", "text")
 MODELS = {
-    "medfusion_net small": MedFusionNetOptions(size="small"),
     "logistic": LogisticOptions(modalities=MODALITIES),
+    "medfusion_net small": MedFusionNetOptions(size="small"),
 }
 TASK = Task.parse(
     {
