@@ -114,7 +114,7 @@ class Generated(nn.Module):
 
     def weights(self, e_Bl: Tensor) -> Tensor:
         """Return the weights that are made of each embedding, [B, O, C, ...]."""
-        weight = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
+        weight: Tensor = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
         if self._rank is not None:
             left = self.left(e_Bl).reshape(len(e_Bl), -1, self._rank)
             weight = torch.bmm(left, weight.flatten(2)).reshape(-1, *self.base.weight.shape)
