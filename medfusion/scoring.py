@@ -25,7 +25,10 @@ from medfusion.data.thresholds import (
     select_features,
 )
 from medfusion.errors import DataError
-from medfusion.evaluation.metrics import check_logits
+from medfusion.evaluation.calibrated_figures import calibrated_figures
+from medfusion.evaluation.drift import missing_modality_drift, score_drift
+from medfusion.evaluation.kinds import measures_of
+from medfusion.evaluation.metrics import check_logits, counts_at_scores
 from medfusion.models.registry import (
     build_tokenizer,
     fixed_image_features,
@@ -34,6 +37,7 @@ from medfusion.models.registry import (
 )
 from medfusion.models.saved import SavedModel
 from medfusion.prediction import predict_logits
+from medfusion.prediction_table import missing_modalities
 from medfusion.training.device import choose_device
 
 
@@ -104,6 +108,33 @@ def score_part(saved: SavedModel, site: SiteData, part: int, *, cache: Path) -> 
     tensors = study_tensors(saved, site, studies, cache=cache)
     logits = apply_model(saved, site, tensors)
     return Scores(logits, tensors.truth, tensors.known.numpy(), studies.patient_ids)
+
+
+def drift_warnings(saved: SavedModel, studies: Studies, outputs: NDArray[Any]) -> list[str]:
+    """Say what sets studies apart from those that a model was trained and calibrated on.
+
+    ``outputs`` are those of `apply_model`.
+    """
+    modalities = modalities_of(saved.options, saved.task)
+    found = missing_modality_drift(missing_modalities(studies, modalities), modalities)
+    logits = measures_of(saved.task).scores(outputs)
+    if saved.calibration is not None and logits is not None:
+        found += score_drift(logits, saved.calibration.labels)
+    return found
+
+
+def calibrated(saved: SavedModel, scores: Scores) -> dict[str, Any]:
+    """Return what a model's calibration is worth on scored studies, under ``calibration``.
+
+    Nothing where there is no calibration. The figures are `calibrated_figures`.
+    """
+    calibration, logits = saved.calibration, measures_of(saved.task).scores(scores.logits)
+    if calibration is None or logits is None:
+        return {}
+    labels = scores.labels[:, : logits.shape[1]]
+    figures = calibrated_figures(calibration, *counts_at_scores(logits, labels, scores.known))
+    kept = {"method": calibration.method, "wanted_coverage": calibration.coverage}
+    return {"calibration": kept | figures}
 
 
 def study_tensors(

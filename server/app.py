@@ -21,6 +21,7 @@ from medfusion.models.local_files import local_files_sha256
 from server.admitted import FILE_NAME as REGISTERED
 from server.admitted import Admitted
 from server.checkpoint import CheckpointStore
+from server.federated_calibration import federated_calibration
 from server.progress import RunProgress
 from server.prompt_pulls import pull_promptly
 from server.receipts import FILE_NAME, Receipts
@@ -30,6 +31,7 @@ from server.rounds import RoundLoop
 from server.run_lock import working_on
 from server.run_state import RunContext, run_settings
 from server.strategies import build_strategy
+from server.tracking import Tracking, require_trackers
 
 app = ServerApp()
 
@@ -55,6 +57,7 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
     task = Task.load(config.run.task)
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
     settings = run_settings(config, task)
+    require_trackers(config.run.tracking)
     headline = measures_of(task).headline
     with RunProgress(Console(stderr=True), headline) as progress:
         # Beside the run folders: what one run has seen of a ledger, the next one knows.
@@ -79,12 +82,17 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         fixed = roster if simulated or config.server.client_dp is not None else None
         fingerprint = _fingerprint(settings.run_id, fixed, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)
-        loop = RoundLoop(run, strategy, store, progress)
+        tracking = Tracking(config.run.tracking, folder, config.run.name, progress.warn)
+        loop = RoundLoop(run, strategy, store, progress, tracking)
         outcome = loop.run()
-        card = model_card(run, outcome)
-        loop.deliver(outcome, card)
+        card, state = model_card(run, outcome), outcome.progress
+        calibration = federated_calibration(
+            run, calibration=state.calibration, test=state.histograms
+        )
+        loop.deliver(outcome, card, calibration)
         progress.phase("writing the report")
-        write_results(run, outcome, card)
+        write_results(run, outcome, card, calibration)
+        tracking.finish(folder / SUMMARY)
 
 
 def _admitted(folder: Path) -> Admitted:

@@ -131,6 +131,8 @@ class Cost:
 class Progress:
     """What a run has done so far; ``cost`` is that of all exchanges, not of the rounds alone.
 
+    ``histograms`` is what the sites released last of their test patients, ``calibration`` what the
+    last round's release told of the calibration patients, by name;
     ``selected`` names the sites whose histograms the selection was made from; ``sites`` are the
     public facts, but for the task, of all sites that took part so far; ``counted`` is the last
     round in which a site's update counted, by name; ``pending`` is the line of a round that is
@@ -141,6 +143,7 @@ class Progress:
     selected: list[str] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     histograms: Histograms = field(default_factory=dict)
+    calibration: Histograms = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
@@ -153,6 +156,7 @@ class Progress:
             "selected": self.selected,
             "rounds": self.rounds,
             "histograms": {name: array.tolist() for name, array in self.histograms.items()},
+            "calibration": {name: array.tolist() for name, array in self.calibration.items()},
             "cost": asdict(self.cost),
             "sites": self.sites,
             "counted": self.counted,
@@ -168,6 +172,7 @@ class Progress:
             selected=data.get("selected", []),
             rounds=data["rounds"],
             histograms={name: np.array(rows) for name, rows in data["histograms"].items()},
+            calibration={n: np.array(rows) for n, rows in data.get("calibration", {}).items()},
             cost=Cost(**data["cost"]),
             sites=data.get("sites", {}),
             counted=data.get("counted", {}),

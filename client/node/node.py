@@ -15,6 +15,7 @@ from client.node.state import NodeState
 from client.node.trainer import Trainer
 from medfusion.data.site_data import SiteData
 from medfusion.data.split import TEST, TRAIN
+from medfusion.data.task import Task
 from medfusion.errors import (
     AuditLogError,
     DataError,
@@ -22,11 +23,13 @@ from medfusion.errors import (
     LedgerError,
     MedFusionError,
 )
+from medfusion.evaluation.calibration import Calibration
 from medfusion.federation.authority import Authority
-from medfusion.models.saved import PERSONAL, save_model
+from medfusion.models.saved import PERSONAL, check_calibration, save_model
 from medfusion.privacy.ledger import Ledger
 from medfusion.transport.arrays import from_record, state_sha256
 from medfusion.transport.requests import (
+    CALIBRATION_KEY,
     RECEIPT,
     Received,
     Request,
@@ -172,6 +175,7 @@ class Node:
     def _train(self, request: Received) -> RecordDict:
         trainer = self._run(request)
         self._check_counted(trainer.settings, TRAIN)
+        request = trainer.whole(request)
         reply = trainer.train(request)
         if trainer.settings.secure_aggregation is None:
             return reply
@@ -183,7 +187,7 @@ class Node:
     def _evaluate(self, request: Received) -> RecordDict:
         trainer = self._run(request)
         self._check_counted(trainer.settings, TEST)
-        return trainer.evaluate(request)
+        return trainer.evaluate(trainer.whole(request))
 
     def _check_counted(self, settings: RunSettings, part: int) -> None:
         """Refuse what a deployed run without noise would tell about too few patients."""
@@ -221,18 +225,19 @@ class Node:
 
     def _deliver(self, request: Received) -> RecordDict:
         trainer = self._run(request)
-        settings = trainer.settings
+        settings, request = trainer.settings, trainer.whole(request)
         arrays, card = request.arrays, request.request.card
         if arrays is None or card is None:
             raise FederationError("deliver: expected a model and its description")
         state = from_record(arrays)
         trainer.check_state(state)
         _check_card(card, request.request)
+        card, calibration = _without_calibration(card, self._data.task)
         if settings.selection.method == "local":  # the model reads this site's own features
             own = trainer.own_selection()
             card = card | {"selection": own.to_json() if own else None}
         folder = self._state.model_folder(settings.run_id)
-        save_model(folder, state | trainer.own_parts(request), card)
+        save_model(folder, state | trainer.own_parts(request), card, calibration)
         personal = trainer.personal(request)
         if personal is not None:
             save_model(folder / PERSONAL, personal, card)
@@ -255,6 +260,30 @@ def _check_card(card: dict[str, Any], request: Request) -> None:
     for key, value in expected.items():
         if card.get(key) != value:
             raise FederationError(f"deliver: the model's description differs from the run in {key}")
+
+
+def _without_calibration(
+    card: dict[str, Any], task: Task
+) -> tuple[dict[str, Any], Calibration | None]:
+    """Return a model's description without the calibration that came in it, and that.
+
+    Raises
+    ------
+    ConfigError, FederationError
+        If that is none, or of another task.
+    """
+    rest = dict(card)
+    found = rest.pop(CALIBRATION_KEY, None)
+    if found is None:
+        return rest, None
+    if not isinstance(found, dict):
+        raise FederationError("deliver: expected a calibration as an object")
+    calibration = Calibration.parse(found, where="deliver: calibration")
+    try:
+        check_calibration(calibration, task)
+    except ValueError as error:
+        raise FederationError(f"deliver: calibration: {error}") from None
+    return rest, calibration
 
 
 def _settings(request: Received) -> RunSettings:

@@ -63,5 +63,7 @@ def _leaves(settings: RunSettings, task: Task) -> tuple[Leaving, ...]:
         found.append(Leaving(what="names of the columns selected", times=rounds))
     if settings.report_loss:
         found.append(Leaving(what="training loss", times=rounds))
-    found.append(Leaving(what=measures_of(task).released, times=settings.evaluations))
+    scores = measures_of(task).released
+    found.append(Leaving(what=scores, times=settings.evaluations))
+    found.append(Leaving(what=f"{scores} of the calibration patients", times=1))
     return tuple(found)

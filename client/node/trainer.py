@@ -1,16 +1,18 @@
 """One run at one site: selection, training and evaluation on the site's own studies."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from flwr.app import MetricRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.node.compressing import compressed
 from client.node.exact_releases import ExactReleases
+from client.node.held_model import HeldModel
 from client.node.local_steps import LocalSteps
 from client.node.policy import of_enough_patients
 from client.node.releases import PaidReleases
@@ -19,11 +21,12 @@ from client.node.strategy_memory import StrategyMemory
 from medfusion.code_digest import code_sha256
 from medfusion.data.images import ImageCache
 from medfusion.data.site_data import SiteData
-from medfusion.data.split import TEST, TRAIN
+from medfusion.data.split import TRAIN
 from medfusion.data.tensors import StudyTensors
 from medfusion.data.thresholds import Selection
 from medfusion.digests import sha256_of
 from medfusion.errors import DataError, FederationError
+from medfusion.evaluation.held_out_parts import held_out_parts, join_parts
 from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.local_parts import local_parts
@@ -96,6 +99,9 @@ class Trainer:
         # Before the first round a site has what everybody starts from.
         start = trainable_state(model)
         self._first_own = {n: start[n].detach().cpu().clone() for n in sorted(self._kept)}
+        down = settings.compression.down
+        shared = {n: value for n, value in start.items() if n not in self._kept}
+        self._held = None if down.off else HeldModel(shared, down)
         self._frozen = frozen_sha256(self._model)
         self._tokenizer = build_tokenizer(settings.model, data.task)
         image = data.task.image
@@ -108,7 +114,6 @@ class Trainer:
             delta=data.config.policy.delta,
         )
         self._train_studies = data.part(TRAIN)
-        self._test_studies = one_per_patient(data.part(TEST))
         images = self._cache.digests(data.studies.images) if self._cache else []
         content = (*data.studies.content(images), data.split.tobytes())
         self._data_sha256 = sha256_of(content)
@@ -119,7 +124,8 @@ class Trainer:
             keystream=partial(Keystream, secret, settings.run_id, "selection", self._digest()),
             release=partial(self._release, "select", 0, self._data_sha256),
         )
-        self._tensors: tuple[Selection | None, StudyTensors, StudyTensors] | None = None
+        self._tensors: dict[int, StudyTensors] = {}
+        self._tensors_read: Selection | None = None  # what they were made under
         # A plan's releases are as noisy about nobody; a refusal would tell that there is nobody.
         if self._plan is None and not len(self._train_studies):
             raise DataError(f"site {data.name!r}: no training patients after the split")
@@ -136,12 +142,17 @@ class Trainer:
             )
         return self._selecting.reply()
 
+    def whole(self, request: Received) -> Received:
+        """Return a request with all of its model; raises `FederationError` as `HeldModel` does."""
+        return request if self._held is None else self._held.whole(request)
+
     def train(self, request: Received) -> RecordDict:
         """Train one round from the model in the request; return the new one."""
         self._check_round(request)
         settings = self.settings
         state, own = self._load(request)
-        train, _, selection = self._prepare(request)
+        selection = self._selection(request)
+        train = self._prepare(TRAIN, selection)
         steps = LocalSteps.of(
             request,
             settings,
@@ -150,7 +161,7 @@ class Trainer:
             patients_public=self._data.patients_public,
         )
         shifted = state_sha256(steps.shift) if steps.shift is not None else ""
-        content = self._content(request, state, own, train, shifted)
+        content = self._content(request, state, own, [train], shifted)
         full = self._release(
             "train",
             request.round,
@@ -177,7 +188,7 @@ class Trainer:
         """
         settings, options = self.settings, self.settings.personalisation
         self._load(request)
-        train, _, _ = self._prepare(request)
+        train = self._prepare(TRAIN, self._selection(request))
         if not options.steps or not len(self._train_studies):
             return None
         rate = options.learning_rate or settings.training.learning_rate
@@ -270,32 +281,25 @@ class Trainer:
         )
 
     def evaluate(self, request: Received) -> RecordDict:
-        """Return what the test patients' (noised) figures are computed from."""
+        """Return what the (noised) figures of the parts that are held out are computed from."""
         self._check_round(request)
         state, own = self._load(request)
-        _, test, _ = self._prepare(request)
-        content = self._content(request, state, own, test)
+        parts = held_out_parts(request.round, rounds=self.settings.rounds)
+        tensors = [self._prepare(part, self._selection(request)) for part in parts]
+        content = self._content(request, state, own, tensors)
         return self._release(
-            "evaluate", request.round, content, lambda: self._score(request, test, content)
+            "evaluate", request.round, content, lambda: self._score(request, tensors, content)
         )
 
-    def _score(self, request: Received, test: StudyTensors, content: str) -> RecordDict:
-        """Return the (noised) counts of the loaded model."""
-        outputs = predict_logits(
-            self._model, test, self._device, batch=self._data.config.compute.physical_batch
-        )
-        truth, known = test.truth, test.known.numpy()
-        if isinstance(self._counted, ExactReleases):
-            known = of_enough_patients(known, self._data.config.policy.min_patients)
+    def _score(self, request: Received, parts: Sequence[StudyTensors], content: str) -> RecordDict:
+        """Return the (noised) counts of the loaded model on disjoint parts."""
         if self._plan is None:
-            counts = self._measures.release(outputs, truth, known, noised=False)
+            counts = self._counts(parts)
         elif self._plan.metrics_noise is None:
             raise FederationError("the run's plan pays for no metrics: refused")
         else:
-            # A crafted model must not tell whose scores it broke.
-            outputs = np.nan_to_num(outputs, nan=0.0)
             counts = noised(
-                self._measures.release(outputs, truth, known, noised=True),
+                self._counts(parts),
                 sensitivity=self._measures.sensitivity,
                 noise_multiplier=self._plan.metrics_noise,
                 keystream=Keystream(
@@ -303,6 +307,20 @@ class Trainer:
                 ),
             )
         return histogram_reply(counts, self._data.patients_public)
+
+    def _counts(self, parts: Sequence[StudyTensors]) -> NDArray[np.float64]:
+        """Return the counts of `parts_shape`, before any noise."""
+        config, private, releases = self._data.config, self._plan is not None, []
+        for part in parts:
+            batch = config.compute.physical_batch
+            outputs = predict_logits(self._model, part, self._device, batch=batch)
+            known = part.known.numpy()
+            if isinstance(self._counted, ExactReleases):
+                known = of_enough_patients(known, config.policy.min_patients)
+            if private:  # a crafted model must not tell whose scores it broke
+                outputs = np.nan_to_num(outputs, nan=0.0)
+            releases.append(self._measures.release(outputs, part.truth, known, noised=private))
+        return join_parts(releases)
 
     def own_selection(self) -> Selection | None:
         """Return what this site selects by itself."""
@@ -321,26 +339,25 @@ class Trainer:
             return compute()
         return self._counted.reply(kind, number, content, compute)
 
-    def _prepare(self, request: Received) -> tuple[StudyTensors, StudyTensors, Selection | None]:
-        """Return the tensors of training and test studies under the selection in force."""
-        selection = self._selection(request)
-        if self._tensors is None or self._tensors[0] != selection:
-            train, test = (
-                StudyTensors.build(
-                    studies,
-                    self._data.task,
-                    selection=selection,
-                    modalities=self._modalities,
-                    cache=self._cache,
-                    tokenizer=self._tokenizer,
-                    note_encoder=frozen_note_encoder(self._model),
-                    note_cache=self._folder,
-                    image_features=fixed_image_features(self._model),
-                )
-                for studies in (self._train_studies, self._test_studies)
+    def _prepare(self, part: int, selection: Selection | None) -> StudyTensors:
+        """Return the studies of a part under a selection; held-out patients have one each."""
+        if self._tensors_read != selection:
+            self._tensors, self._tensors_read = {}, selection
+        if part not in self._tensors:
+            held_out = part != TRAIN
+            studies = one_per_patient(self._data.part(part)) if held_out else self._train_studies
+            self._tensors[part] = StudyTensors.build(
+                studies,
+                self._data.task,
+                selection=selection,
+                modalities=self._modalities,
+                cache=self._cache,
+                tokenizer=self._tokenizer,
+                note_encoder=frozen_note_encoder(self._model),
+                note_cache=self._folder,
+                image_features=fixed_image_features(self._model),
             )
-            self._tensors = (selection, train, test)
-        return self._tensors[1], self._tensors[2], selection
+        return self._tensors[part]
 
     def _selection(self, request: Received) -> Selection | None:
         method, task = self.settings.selection.method, self._data.task
@@ -374,7 +391,7 @@ class Trainer:
         request: Received,
         state: dict[str, Tensor],
         own: dict[str, Tensor],
-        tensors: StudyTensors,
+        tensors: Sequence[StudyTensors],
         *more: str,
     ) -> str:
         """Hash everything that a release from a model depends on.
@@ -385,7 +402,7 @@ class Trainer:
         return self._digest(
             state_sha256(state),
             self._frozen,
-            tensors.notes_sha256,
+            *(part.notes_sha256 for part in tensors),
             f"{self._device} {self._data.config.compute.precision}",
             repr(request.request.selection),
             repr(request.proximal_mu),

@@ -33,7 +33,7 @@ def predict(
     from medfusion.models.registry import modalities_of
     from medfusion.models.saved import load_model
     from medfusion.prediction_table import prediction_table
-    from medfusion.scoring import apply_model, load_to_predict, study_tensors
+    from medfusion.scoring import apply_model, drift_warnings, load_to_predict, study_tensors
 
     if cases is not None and explain is None:
         raise typer.BadParameter("--cases goes with --explain DIR")
@@ -46,8 +46,14 @@ def predict(
         cache = NodeState(data.state).cache
         tensors = study_tensors(saved, data, data.studies, cache=cache)
         outputs = apply_model(saved, data, tensors)
+    for warning in drift_warnings(saved, data.studies, outputs):
+        console.print(f"warning: {warning}", soft_wrap=True)
     table = prediction_table(
-        data.task, data.studies, outputs, modalities=modalities_of(saved.options, data.task)
+        data.task,
+        data.studies,
+        outputs,
+        modalities=modalities_of(saved.options, data.task),
+        calibration=saved.calibration,
     )
     make_folder(out.parent)
     write_atomically(out, table.to_csv(), durable=False)

@@ -81,15 +81,23 @@ def metrics_from_logits(logits: NDArray[Any], labels: NDArray[Any], known: NDArr
         If a logit is NaN: the model diverged.
     """
     check_logits(logits)
-    counts, probabilities = [], []
+    counts, scores = counts_at_scores(logits, labels, known)
+    return metrics_from_counts(counts, [sigmoid(each) for each in scores])
+
+
+def counts_at_scores(
+    logits: NDArray[Any], labels: NDArray[Any], known: NDArray[Any]
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Count studies [N, L] at each distinct score: for each label [2, U], and the scores [U]."""
+    counts, distinct = [], []
     for column in range(logits.shape[1]):
         keep = known[:, column] > 0
         scores, position = np.unique(logits[keep, column].astype(np.float64), return_inverse=True)
         row = np.zeros((2, len(scores)))
         np.add.at(row, (labels[keep, column].astype(np.int64), position), 1.0)
         counts.append(row)
-        probabilities.append(sigmoid(scores))
-    return metrics_from_counts(counts, probabilities)
+        distinct.append(scores)
+    return counts, distinct
 
 
 def metrics_from_counts(

@@ -48,11 +48,15 @@ def score_histogram(
     """
     check_logits(logits)
     count = logits.shape[1]
-    share = (np.clip(logits.astype(np.float64), -LIMIT, LIMIT) + LIMIT) / (2 * LIMIT)
-    bin_number = np.minimum((share * bins).astype(np.int64), bins - 1)
-    cells = (2 * np.arange(count) + (labels > 0)) * bins + bin_number
+    cells = (2 * np.arange(count) + (labels > 0)) * bins + bin_numbers(logits, bins)
     counts = np.bincount(cells[known > 0], minlength=count * 2 * bins)
     return counts.reshape(count, 2, bins).astype(np.float64)
+
+
+def bin_numbers(logits: NDArray[Any], bins: int) -> NDArray[np.int64]:
+    """Return the bin of each logit, of any shape."""
+    share = (np.clip(logits.astype(np.float64), -LIMIT, LIMIT) + LIMIT) / (2 * LIMIT)
+    return np.minimum((share * bins).astype(np.int64), bins - 1)
 
 
 def score_sensitivity(labels: int) -> float:
@@ -87,24 +91,29 @@ def consistent(histogram: NDArray[Any], *, noise: float = 0.0) -> FloatArray:
     cells = histogram.astype(np.float64)
     total = cells.sum(axis=-1, keepdims=True)
     if (cells < 0).any():
-        rising = np.clip(_nearest_rising(np.cumsum(cells, axis=-1)[..., :-1]), 0.0, total)
+        rising = np.clip(nearest_rising(np.cumsum(cells, axis=-1)[..., :-1]), 0.0, total)
         risen = np.diff(np.concatenate([np.zeros_like(total), rising, total], axis=-1))
         cells = np.where((cells < 0).any(axis=-1, keepdims=True), risen, cells)
     detectable = total > 2 * noise * math.sqrt(histogram.shape[-1])
     return np.where(detectable, cells, 0.0)
 
 
-def _nearest_rising(values: FloatArray) -> FloatArray:
-    """Return the least-squares non-decreasing fit along the last axis.
+def nearest_rising(values: FloatArray, weights: FloatArray | None = None) -> FloatArray:
+    """Return the (weighted) least-squares non-decreasing fit along the last axis.
 
     By the max-min formula (Robertson, Wright and Dykstra, *Order restricted statistical
     inference*, Wiley 1988, theorem 1.4.4): at k, the largest over i <= k of the smallest over
-    j >= k of the mean of values i..j.
+    j >= k of the mean of values i..j. ``weights``, above 0, are 1 where they are not given.
     """
+    weights = np.ones_like(values) if weights is None else weights
     size = values.shape[-1]
-    sums = np.concatenate([np.zeros_like(values[..., :1]), np.cumsum(values, axis=-1)], axis=-1)
-    first, last = np.arange(size)[:, None], np.arange(size)
-    means = (sums[..., None, 1:] - sums[..., :-1, None]) / np.maximum(last - first + 1, 1)
+    sums, mass = (
+        np.concatenate([np.zeros_like(part[..., :1]), np.cumsum(part, axis=-1)], axis=-1)
+        for part in (values * weights, weights)
+    )
+    between = mass[..., None, 1:] - mass[..., :-1, None]
+    ordered = np.arange(size) >= np.arange(size)[:, None]  # j >= i
+    means = (sums[..., None, 1:] - sums[..., :-1, None]) / np.where(ordered, between, 1.0)
     smallest = np.minimum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
     fit: FloatArray = np.maximum.accumulate(smallest, axis=-2).diagonal(axis1=-2, axis2=-1)
     return fit

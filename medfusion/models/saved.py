@@ -1,4 +1,7 @@
-"""A model on disk: ``model.safetensors`` (trainable weights) beside ``model.json``."""
+"""A model on disk: ``model.safetensors`` (trainable weights) beside ``model.json``.
+
+How its scores are read is in ``calibration.json``, if anything was fitted.
+"""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medfusion.atomic_files import make_folder, replacing
+from medfusion.atomic_files import make_folder, replacing, write_json
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
+from medfusion.evaluation.calibration import Calibration
 from medfusion.models.contract import Model, frozen_sha256, trainable_state
 from medfusion.models.options import ModelOptions
 from medfusion.models.registry import build_model
@@ -24,6 +28,7 @@ PERSONAL = "personal"  # folder, beside a hospital's copy of the common model, o
 OWN_PARTS = "own_parts"  # key of a card: "initial" where parts that sites keep were never trained
 
 _SCHEMA = 1  # of model.json
+_CALIBRATION = "calibration.json"
 
 _OPTIONS: TypeAdapter[ModelOptions] = TypeAdapter(
     Annotated[ModelOptions, Field(discriminator="name")]
@@ -32,7 +37,10 @@ _OPTIONS: TypeAdapter[ModelOptions] = TypeAdapter(
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model that can be used: network with weights, task, and how features were selected."""
+    """A model that can be used: network with weights, task, and how features were selected.
+
+    ``calibration`` says how its scores are read; None if nothing was fitted.
+    """
 
     module: Model
     options: ModelOptions
@@ -41,17 +49,27 @@ class SavedModel:
     selection_method: Literal["federated", "local", "none"]
     top_n: int
     card: dict[str, Any]
+    calibration: Calibration | None = None
 
 
-def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write weights and card; each file appears whole or not at all, for good."""
+def save_model(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+    calibration: Calibration | None = None,
+) -> None:
+    """Write weights, card and calibration; each file appears whole or not at all, for good."""
     make_folder(folder)
+    # Never beside the weights of another model.
+    (folder / _CALIBRATION).unlink(missing_ok=True)
     with (  # both are written before either is moved, the weights first
         replacing(folder / "model.json", durable=True) as text,
         replacing(folder / "model.safetensors", durable=True) as weights,
     ):
         save_file({name: state[name].contiguous() for name in sorted(state)}, weights)
         text.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if calibration is not None:
+        write_json(folder / _CALIBRATION, calibration.model_dump(mode="json"), durable=True)
 
 
 def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
@@ -107,4 +125,28 @@ def load_model(folder: Path, *, where: str | None = None) -> SavedModel:
         )
     module.load_state_dict(state, strict=False)
     module.eval()
-    return SavedModel(module, options, task, selection, method, top_n, card)
+    calibration = _read_calibration(folder / _CALIBRATION, task, where=where)
+    return SavedModel(module, options, task, selection, method, top_n, card, calibration)
+
+
+def check_calibration(calibration: Calibration, task: Task) -> None:
+    """Raise `ValueError` if a calibration is of other labels than a task's."""
+    if tuple(calibration.labels) != task.labels.names:
+        raise ValueError("its labels are not the task's")
+    if calibration.exclusive != (task.task.kind == "multiclass"):
+        raise ValueError("it is of another kind of task")
+
+
+def _read_calibration(path: Path, task: Task, *, where: str) -> Calibration | None:
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        calibration = Calibration.parse(data, where=path.name)
+        check_calibration(calibration, task)
+    except (ValueError, TypeError, ConfigError) as error:
+        raise DataError(
+            f"{where}: {path.name} is not one that this version can read: {error}; without the "
+            "file the model is used uncalibrated"
+        ) from None
+    return calibration

@@ -174,6 +174,7 @@ def test_what_people_are_told_is_what_the_run_does(ward, tmp_path):
         "selection histograms": 1,
         "model updates": 2,
         "score histograms": asker.settings.evaluations,
+        "score histograms of the calibration patients": 1,
     }
 
 

@@ -110,6 +110,7 @@ def test_what_a_summary_says_of_other_runs(tmp_path: Path) -> None:
         ("names of the columns selected", 4),
         ("training loss", 4),
         ("score histograms", len(config.evaluation_rounds())),
+        ("score histograms of the calibration patients", 1),
     ]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from node_asker import NodeAsker
 
-from medfusion.data.split import TEST, TRAIN
+from medfusion.data.split import CALIBRATION, TEST, TRAIN
 from medfusion.errors import DataError
 from medfusion.transport.arrays import from_record
 from medfusion.transport.requests import ARRAYS, read_error, read_histograms
@@ -32,7 +32,7 @@ def shapes(reply):
 
 
 @pytest.mark.parametrize("method", ["federated", "local"])
-@pytest.mark.parametrize("empty", [(TRAIN,), (TEST,), (TRAIN, TEST)])
+@pytest.mark.parametrize("empty", [(TRAIN,), (TEST,), (TRAIN, TEST), (TEST, CALIBRATION)])
 def test_its_replies_and_logs_look_like_any_other(cohort, tmp_path, caplog, empty, method):
     found = []
     caplog.set_level("INFO")
@@ -58,7 +58,7 @@ def test_it_releases_the_planned_noise_and_nothing_else(cohort, tmp_path):
     counts = read_histograms(asker.ask("select", arrays=None))
     sent = from_record(asker.record)
     got = from_record(asker.ask("train").array_records[ARRAYS])
-    scores = read_histograms(asker.ask("evaluate"))
+    scores = read_histograms(asker.ask("evaluate"))[0]  # those moved out calibrate
     plan = asker.node._trainer._plan
     labels = len(asker.data.task.labels.names)
     for histogram, noise, cells in (

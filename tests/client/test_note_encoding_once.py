@@ -2,7 +2,7 @@
 
 from node_asker import NodeAsker
 
-from medfusion.data.split import TEST, TRAIN
+from medfusion.data.split import CALIBRATION, TEST, TRAIN
 from medfusion.data.thresholds import first_study_per_patient
 from medfusion.models.blocks.text_encoder import TextEncoder
 from medfusion.transport.requests import read_error
@@ -36,10 +36,10 @@ def count_encoded_notes(asker, monkeypatch) -> list[int]:
 def test_frozen_notes_are_encoded_once(cohort, tmp_path, monkeypatch):
     asker = Asker(cohort, tmp_path)
     totals = count_encoded_notes(asker, monkeypatch)
-    train, test = asker.data.part(TRAIN), asker.data.part(TEST)
-    test = test.take(first_study_per_patient(test.patient_ids))
-    notes = [len(set(part.notes) - {None}) for part in (train, test)]
-    assert totals == [sum(notes)] * 3
+    parts = [asker.data.part(part) for part in (TRAIN, TEST, CALIBRATION)]
+    held_out = [part.take(first_study_per_patient(part.patient_ids)) for part in parts[1:]]
+    notes = [len(set(part.notes) - {None}) for part in (parts[0], *held_out)]
+    assert totals == [notes[0], notes[0], sum(notes)]
 
 
 def test_an_encoder_that_is_trained_reads_every_batch(cohort, tmp_path, monkeypatch):

@@ -77,9 +77,9 @@ def test_dittos_problem_is_solved(ward, tmp_path, monkeypatch):
     prepared = {}
     genuine = Trainer._prepare
 
-    def prepare(self, request):
-        found = genuine(self, request)
-        prepared["train"], prepared["model"] = found[0], self._model
+    def prepare(self, part, selection):
+        found = genuine(self, part, selection)
+        prepared["train"], prepared["model"] = found, self._model
         return found
 
     monkeypatch.setattr(Trainer, "_prepare", prepare)

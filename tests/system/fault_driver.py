@@ -177,7 +177,7 @@ class FaultyFederation(LoopbackFederation):
         deadline = time.monotonic() + timeout
         summary = self.run_folder(name) / "summary.json"
         while time.monotonic() < deadline:
-            for _ in range(50):
+            for _ in range(300):  # a look at the file is free, a command takes seconds
                 if summary.exists():
                     return "finished", ""
                 time.sleep(0.1)
