@@ -41,8 +41,8 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
     image = inputs["image"][0].cpu().numpy() if _has_image(what, study) else None
     pictures, plain = [], []
     if image is not None and task.detects:
-        assert studies.boxes is not None
-        drawn = studies.boxes.corners[study], studies.boxes.classes[study]
+        boxes = what.truth.boxes if what.truth else None
+        drawn = (boxes.corners[study], boxes.classes[study]) if boxes else None
         plain = [box_figure(image, what.outputs[study], drawn, task.labels.names)]
     elif image is not None:
         plain = plain_figures(image)
@@ -77,9 +77,10 @@ def _likeliest(what: ToExplain, study: int) -> list[tuple[int, str]]:
 
 def _truth(what: ToExplain, study: int) -> list[str]:
     """Return what is known of the labels, in words; boxes are in the picture."""
-    task, labels = what.data.task, what.data.studies.labels[study]
-    if task.detects:
+    task = what.data.task
+    if task.detects or what.truth is None:
         return []
+    labels = what.truth.labels[study]
     if task.task.kind == "regression":
         known = [(name, value) for name, value in zip(task.labels.names, labels, strict=True)]
         return [f"{n}: {number(float(v))} {task.labels.unit}" for n, v in known if np.isfinite(v)]

@@ -162,6 +162,20 @@ def test_a_detector_s_boxes_are_drawn_and_features_have_shapley_values(tmp_path)
     assert "Mean absolute Shapley value" in page
 
 
+def test_without_labels_there_is_no_truth(tmp_path):
+    site = write_boxes(tmp_path / "cohort").parent / "sites" / "north"
+    model = write_model(site, tmp_path / "model", MdfNetOptions(proposals=4, detections=4))
+    (site / "boxes.csv").unlink()
+    why = tmp_path / "why"
+    result = call(model, site, tmp_path, "--explain", str(why), "--cases", "1")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert "note: the explanations show no truth: " in result.output
+    page = (why / "explanations.html").read_text()
+    assert page.count("<figcaption>found (orange)") == 1
+    assert "drawn by a reader: " not in page
+    assert "Which features raise a label" not in page
+
+
 def test_generated_weights_have_a_picture(tmp_path):
     site = write_complete(tmp_path)
     options = HyperFusionOptions(
