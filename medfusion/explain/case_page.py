@@ -57,7 +57,7 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
         "pictures": pictures,
         "features": _feature_table(what, study, found),
         "notes": _notes(what, inputs, found, picked),
-        **_looks(task, found.attention, what),
+        **_looks(task, found.attention),
     }
 
 
@@ -132,14 +132,14 @@ def _tokens(names: Sequence[str], added_T: NDArray[Any], largest: float) -> list
     ]
 
 
-def _looks(task: Task, attention: LabelAttention | None, what: ToExplain) -> dict[str, Any]:
+def _looks(task: Task, attention: LabelAttention | None) -> dict[str, Any]:
     """Return where the labels' queries look: by modality, by column, by label."""
     if attention is None:
         return {"evidence": None, "column_attention": None, "label_attention": None}
     labels = task.labels.names
     columns = label_attention = None
     if "tabular" in attention.weights:
-        names = ["the modality itself", *(column_name(task, n) for n in range(len(task.columns)))]
+        names = ["the modality itself", *(_column_name(task, n) for n in range(len(task.columns)))]
         weights = attention.weights["tabular"][0].cpu().numpy().T
         order = np.argsort(-weights.max(axis=1), kind="stable")[:_FEATURES]
         columns = heat_table("column", labels, [names[one] for one in order], weights[order])
@@ -154,7 +154,7 @@ def _looks(task: Task, attention: LabelAttention | None, what: ToExplain) -> dic
     }
 
 
-def column_name(task: Task, number_of: int) -> str:
+def _column_name(task: Task, place: int) -> str:
     """Name a model-input column: its feature, and its value where it has one."""
-    column = task.columns[number_of]
+    column = task.columns[place]
     return column.feature if column.value is None else f"{column.feature} = {column.value}"
