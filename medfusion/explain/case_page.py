@@ -145,7 +145,7 @@ def _looks(task: Task, attention: LabelAttention | None) -> dict[str, Any]:
         columns = heat_table("column", labels, [names[one] for one in order], weights[order])
     if attention.among_labels is not None and len(labels) > 1:
         among = attention.among_labels[0].cpu().numpy().T
-        label_attention = heat_table("looks at", labels, labels, among)
+        label_attention = heat_table("other label", labels, labels, among)
     evidence = np.stack([x[0].cpu().numpy() for x in attention.evidence.values()])
     return {
         "evidence": heat_table("modality", labels, list(attention.evidence), evidence),

@@ -98,7 +98,7 @@ def _attention_tables(task: Task, attention: LabelAttention | None) -> dict[str,
     dependencies = None
     if attention.among_labels is not None and len(labels) > 1:
         among = attention.among_labels.mean(dim=0).cpu().numpy().T
-        dependencies = heat_table("takes in", labels, labels, among)
+        dependencies = heat_table("other label", labels, labels, among)
     return {
         "evidence": heat_table("modality", labels, list(attention.evidence), evidence),
         "dependencies": dependencies,
