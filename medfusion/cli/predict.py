@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from medfusion.data.studies import Studies
     from medfusion.explain.studies import ToExplain
 
 
@@ -61,8 +62,21 @@ def predict(
     if explain is not None:
         from medfusion.explain.studies import ToExplain
 
-        page = _explain(ToExplain(saved, data, tensors, outputs, table), explain, cases, console)
+        what = ToExplain(saved, data, tensors, outputs, table, _truth(site, console))
+        page = _explain(what, explain, cases, console)
         typer.echo(f"explanations, which hold patients' data: {page}")
+
+
+def _truth(site: Path, console: "Console") -> "Studies | None":
+    """Return the site's studies with labels and boxes; None, and a word why, if it has none."""
+    from medfusion.data.site_data import load_site_data
+    from medfusion.errors import DataError
+
+    try:
+        return load_site_data(site).studies
+    except DataError as error:
+        console.print(f"note: the explanations show no truth: {error}", soft_wrap=True)
+        return None
 
 
 def _explain(what: "ToExplain", folder: Path, cases: int | None, console: "Console") -> Path:

@@ -73,10 +73,10 @@ def plain_figures(image: NDArray[Any]) -> list[Figure]:
 def box_figure(
     image: NDArray[Any],
     found_D6: NDArray[Any],
-    drawn: tuple[NDArray[Any], NDArray[np.int64]],
+    drawn: tuple[NDArray[Any], NDArray[np.int64]] | None,
     names: Sequence[str],
 ) -> Figure:
-    """Return the image with what was found, with scores, and what was drawn, without.
+    """Return the image with what was found, with scores, and what was drawn, if that is known.
 
     Parameters
     ----------
@@ -90,7 +90,8 @@ def box_figure(
     some = [row for row in found_D6 if row[5] > 0]
     sure = [row for row in some if row[4] >= BOX_SCORE][:_MOST_BOXES] or some[:1]
     found = [(row[:4] / sides, f"{names[int(row[5]) - 1]} {row[4]:.2f}") for row in sure]
-    truth = [(box, names[one - 1]) for box, one in zip(*drawn, strict=True) if one > 0]
+    rows = zip(*drawn, strict=True) if drawn else ()
+    truth = [(box, names[one - 1]) for box, one in rows if one > 0]
     picture = with_boxes(grey(image), found, truth)
     said = ", ".join(text for _, text in found) or "nothing"
     known = f"; drawn by a reader: {', '.join(name for _, name in truth)}" if truth else ""

@@ -41,8 +41,8 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
     image = inputs["image"][0].cpu().numpy() if _has_image(what, study) else None
     pictures, plain = [], []
     if image is not None and task.detects:
-        assert studies.boxes is not None
-        drawn = studies.boxes.corners[study], studies.boxes.classes[study]
+        boxes = what.truth.boxes if what.truth else None
+        drawn = (boxes.corners[study], boxes.classes[study]) if boxes else None
         plain = [box_figure(image, what.outputs[study], drawn, task.labels.names)]
     elif image is not None:
         plain = plain_figures(image)
@@ -57,7 +57,7 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
         "pictures": pictures,
         "features": _feature_table(what, study, found),
         "notes": _notes(what, inputs, found, picked),
-        **_looks(task, found.attention, what),
+        **_looks(task, found.attention),
     }
 
 
@@ -77,9 +77,10 @@ def _likeliest(what: ToExplain, study: int) -> list[tuple[int, str]]:
 
 def _truth(what: ToExplain, study: int) -> list[str]:
     """Return what is known of the labels, in words; boxes are in the picture."""
-    task, labels = what.data.task, what.data.studies.labels[study]
-    if task.detects:
+    task = what.data.task
+    if task.detects or what.truth is None:
         return []
+    labels = what.truth.labels[study]
     if task.task.kind == "regression":
         known = [(name, value) for name, value in zip(task.labels.names, labels, strict=True)]
         return [f"{n}: {number(float(v))} {task.labels.unit}" for n, v in known if np.isfinite(v)]
@@ -131,20 +132,20 @@ def _tokens(names: Sequence[str], added_T: NDArray[Any], largest: float) -> list
     ]
 
 
-def _looks(task: Task, attention: LabelAttention | None, what: ToExplain) -> dict[str, Any]:
+def _looks(task: Task, attention: LabelAttention | None) -> dict[str, Any]:
     """Return where the labels' queries look: by modality, by column, by label."""
     if attention is None:
         return {"evidence": None, "column_attention": None, "label_attention": None}
     labels = task.labels.names
     columns = label_attention = None
     if "tabular" in attention.weights:
-        names = ["the modality itself", *(column_name(task, n) for n in range(len(task.columns)))]
+        names = ["the modality itself", *(_column_name(task, n) for n in range(len(task.columns)))]
         weights = attention.weights["tabular"][0].cpu().numpy().T
         order = np.argsort(-weights.max(axis=1), kind="stable")[:_FEATURES]
         columns = heat_table("column", labels, [names[one] for one in order], weights[order])
     if attention.among_labels is not None and len(labels) > 1:
         among = attention.among_labels[0].cpu().numpy().T
-        label_attention = heat_table("looks at", labels, labels, among)
+        label_attention = heat_table("other label", labels, labels, among)
     evidence = np.stack([x[0].cpu().numpy() for x in attention.evidence.values()])
     return {
         "evidence": heat_table("modality", labels, list(attention.evidence), evidence),
@@ -153,7 +154,7 @@ def _looks(task: Task, attention: LabelAttention | None, what: ToExplain) -> dic
     }
 
 
-def column_name(task: Task, number_of: int) -> str:
+def _column_name(task: Task, place: int) -> str:
     """Name a model-input column: its feature, and its value where it has one."""
-    column = task.columns[number_of]
+    column = task.columns[place]
     return column.feature if column.value is None else f"{column.feature} = {column.value}"

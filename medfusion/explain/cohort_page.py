@@ -40,10 +40,12 @@ def cohort_content(
         figures = importance(found.features, patients, min_patients=least)
         assert figures is not None
         features = importance_table("feature", labels, names, figures, most=_FEATURES)
-        if task.detects:
-            has, known = np.nan_to_num(studies.labels), ~np.isnan(studies.labels)
+        if task.detects and what.truth is not None:
+            told = what.truth.labels[drawn]
+            has, known = np.nan_to_num(told), ~np.isnan(told)
             against = contrast(found.features, has, known, patients, min_patients=least)
-            helps = contrast_table(labels, names, against)
+            if not np.isnan(against.difference).all():
+                helps = contrast_table(labels, names, against)
     if found.tokens is not None:
         words = _word_table(what, drawn, found.tokens, patients, least)
     return {
@@ -96,7 +98,7 @@ def _attention_tables(task: Task, attention: LabelAttention | None) -> dict[str,
     dependencies = None
     if attention.among_labels is not None and len(labels) > 1:
         among = attention.among_labels.mean(dim=0).cpu().numpy().T
-        dependencies = heat_table("takes in", labels, labels, among)
+        dependencies = heat_table("other label", labels, labels, among)
     return {
         "evidence": heat_table("modality", labels, list(attention.evidence), evidence),
         "dependencies": dependencies,

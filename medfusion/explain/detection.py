@@ -64,7 +64,8 @@ def shapley_values(
             return scores_at(model, encoded, boxes_BL4)
 
         method = ShapleyValueSampling(worth)
-        players = column_features.to(x_BKV.device)[None, :, None].expand(1, *x_BKV.shape[1:])
+        of_column = column_features.to(x_BKV.device)[None, :, None]
+        players = of_column.repeat(1, 1, x_BKV.shape[2])
         with seeded(0):  # captum draws from torch's own stream
             of_values = method.attribute(
                 x_BKV, baselines=absent, feature_mask=players, n_samples=orders

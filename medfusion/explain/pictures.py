@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 FOR, AGAINST = (232, 93, 4), (30, 110, 220)  # also told apart by most colour-blind readers
 TRUTH = (30, 200, 160)
 _SIDE = 256  # pixels of a drawn image's longer side, at least
+_TEXT = 13  # pixels
 _STRONGEST = 0.65  # opacity of the largest value
 
 
@@ -55,7 +56,9 @@ def with_boxes(
             x0, y0, x1, y1 = (np.asarray(corners) * sides).tolist()
             draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=2)
             # what was found is named above its box, what was drawn below
-            _name(draw, (x0, y0 - 12 if colour == FOR else y1 + 1), text, colour, picture.size)
+            _name(
+                draw, (x0, y0 - _TEXT - 2 if colour == FOR else y1 + 1), text, colour, picture.size
+            )
     return picture
 
 
@@ -67,11 +70,12 @@ def _name(
     size: tuple[int, int],
 ) -> None:
     """Write a text on a dark ground, moved to where it is whole."""
-    left, top, right, bottom = draw.textbbox((0, 0), text)
+    font = ImageFont.load_default(_TEXT)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     x = min(max(at[0], 0), max(size[0] - right, 0))
     y = min(max(at[1], 0), max(size[1] - bottom, 0))
     draw.rectangle((x + left - 1, y + top - 1, x + right + 1, y + bottom + 1), fill=(0, 0, 0))
-    draw.text((x, y), text, fill=colour)
+    draw.text((x, y), text, fill=colour, font=font)
 
 
 def planes(volume: NDArray[Any], at: Sequence[float]) -> list[NDArray[Any]]:

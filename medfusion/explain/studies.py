@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medfusion.data.site_data import SiteData
+from medfusion.data.studies import Studies
 from medfusion.data.task import Task
 from medfusion.data.tensors import StudyTensors
 from medfusion.explain.attention import LabelAttention, label_attention, reads_by_queries
@@ -36,6 +37,8 @@ class ToExplain:
     ----------
     tensors, outputs, table
         Of all ``data.studies``, in their order.
+    truth
+        The same studies with their labels and boxes; None where these are not known.
     """
 
     saved: SavedModel
@@ -43,6 +46,7 @@ class ToExplain:
     tensors: StudyTensors
     outputs: NDArray[np.float32]
     table: PredictionTable
+    truth: Studies | None
 
     @property
     def device(self) -> torch.device:

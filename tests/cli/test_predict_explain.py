@@ -154,7 +154,7 @@ def card_of(model: Path) -> dict:
 
 def test_a_detector_s_boxes_are_drawn_and_features_have_shapley_values(tmp_path):
     site = write_boxes(tmp_path / "cohort").parent / "sites" / "north"
-    options = MdfNetOptions(proposals=4, detections=4)
+    options = MdfNetOptions(proposals=8, detections=4)
     page = explained(options, site, tmp_path, "--cases", "2")
     assert page.count("<figcaption>found (orange) and drawn (green)") == 2
     assert "drawn by a reader: " in page
@@ -162,10 +162,24 @@ def test_a_detector_s_boxes_are_drawn_and_features_have_shapley_values(tmp_path)
     assert "Mean absolute Shapley value" in page
 
 
+def test_without_labels_there_is_no_truth(tmp_path):
+    site = write_boxes(tmp_path / "cohort").parent / "sites" / "north"
+    model = write_model(site, tmp_path / "model", MdfNetOptions(proposals=8, detections=4))
+    (site / "boxes.csv").unlink()
+    why = tmp_path / "why"
+    result = call(model, site, tmp_path, "--explain", str(why), "--cases", "1")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert "note: the explanations show no truth: " in result.output
+    page = (why / "explanations.html").read_text()
+    assert page.count("<figcaption>found (orange)") == 1
+    assert "drawn by a reader: " not in page
+    assert "Which features raise a label" not in page
+
+
 def test_generated_weights_have_a_picture(tmp_path):
     site = write_complete(tmp_path)
     options = HyperFusionOptions(
-        width=4, stages=1, generated=("head1",), modalities=("image", "tabular")
+        width=4, stages=2, generated=("head1",), modalities=("image", "tabular")
     )
     page = explained(options, site, tmp_path, "--cases", "0")
     assert "How generated weights move with each feature" in page

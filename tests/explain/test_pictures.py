@@ -39,7 +39,7 @@ def test_boxes_are_drawn_where_they_are():
 @pytest.mark.parametrize("corners", [(0, 0, 1, 1), (0.99, 0.99, 1, 1), (0.5, 0.5, 0.5, 0.5)])
 def test_names_at_the_rim_stay_inside(corners):
     picture = with_boxes(grey(np.full((1, 64, 64), -1.0)), [(corners, "effusion 0.98")], [])
-    assert (np.asarray(picture) == FOR).all(axis=-1).sum() > 30
+    assert (np.asarray(picture)[..., 0] > 128).sum() > 100
 
 
 def test_planes_of_a_volume_lie_as_radiologists_look_at_them():

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from explained import TASK
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d
 
+from medfusion.data.task import Task
 from medfusion.explain.grad_cam import grad_cam
 from medfusion.explain.integrated_gradients import column_attributions
 from medfusion.explain.occlusion import occlusion
@@ -20,6 +20,16 @@ from medfusion.models.hyperfusion import HyperFusion
 from medfusion.models.options import HyperFusionOptions
 from medfusion.models.registry import build_model
 
+COLUMNS = 16
+TASK = Task.parse(
+    {
+        "task": {"name": "sanity", "kind": "multilabel"},
+        "image": {"size": [32, 32]},
+        "features": {f"x{n}": {"kind": "numeric", "low": -3, "high": 3} for n in range(COLUMNS)},
+        "labels": {"names": ["marked", "high"]},
+    },
+    where="test",
+)
 OPTIONS = HyperFusionOptions(fusion="concat", width=8, stages=2)
 CASCADE = (("head2", "columns"), ("head1",), ("image.stages.1",), ("image.stages.0", "image.stem"))
 
@@ -32,7 +42,7 @@ def studies(count: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
     marked = torch.rand(count, generator=draw) < 0.5
     for row, (y, x) in enumerate(torch.randint(2, 22, (count, 2), generator=draw).tolist()):
         image[row, 0, y : y + 7, x : x + 7] += 1.2 * marked[row]
-    tabular = torch.randn(count, 5, 5, generator=draw)
+    tabular = torch.randn(count, COLUMNS, 5, generator=draw)
     tabular[..., 1], tabular[..., 2], tabular[..., 3:] = 0.0, 1.0, 0.0
     labels = torch.stack([marked, tabular[:, 0, 0] > 0], dim=1).float()
     present = torch.ones(count, dtype=torch.bool)
@@ -80,7 +90,7 @@ def edges(model: HyperFusion, inputs: dict[str, Tensor]) -> Tensor:
 
 def correlations(explain: Explainer, model: HyperFusion) -> list[float]:
     """Return the mean rank correlation with the model's own explanation, layer by layer."""
-    inputs, _ = studies(12, seed=1)
+    inputs, _ = studies(6, seed=1)
     before = explain(model, inputs).flatten(1)
     found = []
     for depth in range(1 + len(CASCADE)):
@@ -103,7 +113,7 @@ def is_sane(explain: Explainer, model: HyperFusion) -> bool:
 EXPLAINERS: dict[str, Explainer] = {
     "grad_cam": lambda model, inputs: grad_cam(model, inputs, (0,))["last map"],
     "occlusion": lambda model, inputs: occlusion(model, inputs)[:, 0],
-    "integrated_gradients": lambda model, inputs: column_attributions(model, inputs)[:, 1],
+    "integrated_gradients": lambda model, inputs: column_attributions(model, inputs, steps=2)[:, 1],
 }
 
 
