@@ -15,10 +15,12 @@ from medfusion.cli import (
     predict,
     privacy,
     provision,
+    report,
     runs,
     server,
     simulate,
     site,
+    watch,
 )
 from medfusion.errors import MedFusionError
 
@@ -41,6 +43,8 @@ _cli = typer.Typer(
 _cli.command("simulate")(simulate.simulate)
 _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
+_cli.command("report")(report.report)
+_cli.command("watch")(watch.watch)
 _cli.command("predict")(predict.predict)
 _cli.command("export")(export.export)
 _cli.command("privacy")(privacy.privacy)

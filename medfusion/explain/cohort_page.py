@@ -11,8 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from medfusion.data.task import NumericFeature, Task
-from medfusion.evaluation.report.figures import PALETTE
-from medfusion.evaluation.report.svg import Curve, line_chart
+from medfusion.evaluation.report.svg import DASHES, PALETTE, Curve, line_chart
 from medfusion.explain.attention import LabelAttention
 from medfusion.explain.case_page import value_text
 from medfusion.explain.cohort import FloatArray, contrast, importance
@@ -125,6 +124,7 @@ def _chart(task: Task, sweep: Sweep) -> tuple[str, Markup]:
         Curve(
             points=np.stack([sweep.values, change], axis=1),
             color=PALETTE[number % len(PALETTE)],
+            dash=DASHES[number % len(PALETTE)],
             name=layer,
         )
         for number, (layer, change) in enumerate(sweep.change.items())
@@ -136,5 +136,6 @@ def _chart(task: Task, sweep: Sweep) -> tuple[str, Markup]:
         y="change of the weights",
         x_range=(feature.low, feature.high),
         y_range=(0.0, 1.05 * top),
+        alt=f"Change of the generated weights over the range of {sweep.feature}",
     )
     return f"{sweep.feature}: from {value_text(feature, feature.low)}", chart

@@ -87,16 +87,15 @@ def test_a_local_selection_is_paid_for_with_the_first_round(run: Path) -> None:
     assert by_name(run)["spain"].released == by_name(run)["spain"].reserved
 
 
-def test_the_picture_fills_each_ceiling(run: Path) -> None:
+def test_table_and_picture_tell_the_same(run: Path) -> None:
     found = list(by_name(run).values())
     page = Page(build_report(run))
-    bars = page.figures["budget"]["data"]
-    for heights, one in zip(zip(*(bar["y"] for bar in bars), strict=True), found, strict=True):
-        assert sum(heights) == pytest.approx(10.0)
-        assert heights[0] == one.released
-    lines = page.figures["spending"]["data"]
-    assert lines[0]["y"] == list(found[0].spent.values())
-    assert lines[-1]["y"] == [10.0, 10.0]
+    figure = figures.spending(found)
+    assert figure is not None
+    italy, *_, ceiling = figure.curves
+    assert italy.points.tolist() == [[n, e] for n, e in found[0].spent.items()]
+    assert ceiling.points.tolist() == [[0.0, 10.0], [12.0, 10.0]]
+    assert figure.y_range[1] > 10.0
     row = page.row("italy", f"{found[0].alone['select']:.2f}")
     assert row[4:] == [
         f"{value:.2f}" for value in (found[0].reserved, found[0].released, 10.0, found[0].left)
@@ -105,7 +104,7 @@ def test_the_picture_fills_each_ceiling(run: Path) -> None:
 
 def test_without_privacy_nothing_is_drawn(make_run: MakeRun) -> None:
     assert budgets(read_run(make_run(private=False))) == []
-    assert figures.budget_figures([]) == []
+    assert figures.spending([]) is None
     assert budget_table([]).rows == ()
 
 
