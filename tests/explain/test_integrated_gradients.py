@@ -19,10 +19,8 @@ TABULAR = {  # with the steps that each takes
     "medfusion_net": (MedFusionNetOptions(modalities=("tabular", "text")), 32),
     "with_image": (MedFusionNetOptions(), 8),
     "columns_in_image": (
-        MedFusionNetOptions(
-            modalities=("image", "tabular"), fusion="film", fusion_3d="sum", linear_path=False
-        ),
-        64,
+        MedFusionNetOptions(modalities=("image", "tabular"), fusion="film", linear_path=False),
+        256,
     ),
     "hyperfusion": (HyperFusionOptions(width=8, stages=2), 256),
     "logistic": (LogisticOptions(), 2),
