@@ -20,7 +20,7 @@ TABULAR = {  # with the steps that each takes
     "with_image": (MedFusionNetOptions(), 8),
     "columns_in_image": (
         MedFusionNetOptions(modalities=("image", "tabular"), fusion="film", linear_path=False),
-        256,
+        64,
     ),
     "hyperfusion": (HyperFusionOptions(width=8, stages=2), 256),
     "logistic": (LogisticOptions(), 2),
