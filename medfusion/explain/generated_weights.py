@@ -15,8 +15,10 @@ from medfusion.data.task import CategoricalFeature, NumericFeature, Task
 from medfusion.data.thresholds import Selection
 from medfusion.explain.scores import as_in_use
 from medfusion.models.blocks.generated import Generated
+from medfusion.models.blocks.standardized import StandardizedConv2d, standardized
 from medfusion.models.contract import Model
 from medfusion.models.hyperfusion import HyperFusion
+from medfusion.models.medfusion_net import MedFusionNet
 
 _VALUES = 13  # of a numeric feature, from the low end of its range to the high one
 
@@ -49,7 +51,10 @@ def generated_layers(model: Model) -> dict[str, Generated]:
 
 @torch.no_grad()
 def sweep_features(
-    model: HyperFusion, features: NDArray[np.float64], task: Task, selection: Selection | None
+    model: HyperFusion | MedFusionNet,
+    features: NDArray[np.float64],
+    task: Task,
+    selection: Selection | None,
 ) -> list[Sweep]:
     """Give each selected feature each value of its public range, all else as each study has it.
 
@@ -89,7 +94,7 @@ def _values_of(task: Task, name: str) -> NDArray[np.float64]:
 
 
 def _encoded(
-    model: HyperFusion,
+    model: HyperFusion | MedFusionNet,
     features: NDArray[np.float64],
     number: int,
     value: float,
@@ -103,11 +108,14 @@ def _encoded(
     return torch.from_numpy(encode_tabular(changed, task, selection)).to(like)
 
 
-def _weights(model: HyperFusion, x_BKV: Tensor) -> dict[str, Tensor]:
+def _weights(model: HyperFusion | MedFusionNet, x_BKV: Tensor) -> dict[str, Tensor]:
     embedding = model.embedding(x_BKV)
     return {name: layer.weights(embedding) for name, layer in generated_layers(model).items()}
 
 
 def _change(one: Tensor, first: Tensor, layer: Generated) -> float:
     moved = (one - first).flatten(1).norm(dim=1).mean()
-    return float(moved / layer.base.weight.norm())
+    own = layer.base.weight
+    if isinstance(layer.base, StandardizedConv2d):
+        own = standardized(own)  # what it convolves with
+    return float(moved / own.norm())

@@ -11,8 +11,10 @@ from medfusion.evaluation.report.page import render_page
 from medfusion.explain.case_page import case_content
 from medfusion.explain.cohort_page import cohort_content
 from medfusion.explain.generated_weights import generated_layers, sweep_features
+from medfusion.explain.scores import reads_image_apart
 from medfusion.explain.studies import ToExplain, explain, join, unit_of_scores
 from medfusion.models.hyperfusion import HyperFusion
+from medfusion.models.medfusion_net import MedFusionNet
 from medfusion.scoring import selection_at
 
 PAGE = "explanations.html"
@@ -40,7 +42,8 @@ def explain_site(
     """
     model = what.saved.module.to(what.device)
     shown = np.arange(min(cases, len(what.data.studies)))
-    anew = isinstance(model, HyperFusion) and {"image", "tabular"} <= set(model.modalities)
+    fused = isinstance(model, HyperFusion | MedFusionNet) and not reads_image_apart(model)
+    anew = fused and {"image", "tabular"} <= set(model.modalities)
     drawn = _cohort(len(what.data.studies), COHORT_READ_ANEW if anew else COHORT)
     steps, done = len(shown) + len(drawn), 0
     contents, parts = [], []
@@ -54,7 +57,7 @@ def explain_site(
         done += 1
         advance(done, steps)
     sweeps = []
-    if isinstance(model, HyperFusion) and generated_layers(model):
+    if isinstance(model, HyperFusion | MedFusionNet) and generated_layers(model):
         features = what.data.studies.features[drawn]
         selection = selection_at(what.saved, what.data)
         sweeps = sweep_features(model, features, what.data.task, selection)

@@ -5,10 +5,12 @@ Shapes: B batch, L labels, M tokens of the image's memory, D width.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from medfusion.models.blocks.inside import Inside
 from medfusion.models.blocks.tokens import Memory
 from medfusion.models.contract import Model
 from medfusion.models.medfusion_net import MedFusionNet
@@ -53,18 +55,24 @@ def as_in_use(model: Model) -> Iterator[None]:
         model.train(training)
 
 
+def reads_image_apart(model: Model) -> TypeGuard[MedFusionNet]:
+    """Whether a model has an image that it reads without a look at the columns."""
+    apart = isinstance(model, MedFusionNet) and "image" in model.modalities
+    return apart and not model.fuses_columns
+
+
 @contextmanager
 def image_read_once(model: Model, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield inputs for a model that has read their images: the rest may change, at little cost.
 
-    In a MedFusionNet the image's tokens stand in place of the image until the block ends. In other
-    models columns reach into what becomes of the image, and nothing is kept.
+    In a MedFusionNet the image's tokens stand in place of the image until the block ends. Where
+    columns reach into what becomes of the image, as in other models, nothing is kept.
     """
-    if not isinstance(model, MedFusionNet) or "image" not in model.modalities:
+    if not reads_image_apart(model):
         yield inputs
         return
     with torch.no_grad():
-        memory = model.image(inputs["image"], inputs["image_present"])
+        memory = model.read_image(inputs)
         read = {**inputs, "image": memory.tokens}
         if model.linear is not None and "image_features" not in inputs:
             read["image_features"] = model.linear.wavelets(inputs["image"])
@@ -83,8 +91,8 @@ class _ReadImage(nn.Module):
         super().__init__()
         self._log_share = memory.log_share
 
-    def forward(self, tokens_BMD: Tensor, present_B: Tensor) -> Memory:
-        """Return the memory."""
+    def forward(self, tokens_BMD: Tensor, present_B: Tensor, inside: Inside) -> Memory:
+        """Return the memory, in which columns have no say."""
         present_BM = present_B[:, None].repeat(1, tokens_BMD.shape[1])
         present_BM[:, 0] = True  # the state token
         return Memory(tokens_BMD, present_BM, log_share=self._log_share)

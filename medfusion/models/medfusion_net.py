@@ -193,14 +193,23 @@ class MedFusionNet(Model):
         """Return the memory of each modality; ``states_BPS`` are the states of the notes."""
         memories: list[Memory] = []
         if "image" in self.modalities:
-            inside = self._inside(inputs)
-            memories.append(self.image(inputs["image"], inputs["image_present"], inside))
+            memories.append(self.read_image(inputs))
         if "tabular" in self.modalities:
             memories.append(self.tabular(inputs["tabular"]))
         if "text" in self.modalities:
             assert states_BPS is not None
             memories.append(self.text(states_BPS, inputs["tokens"]))
         return memories
+
+    def read_image(self, inputs: dict[str, Tensor]) -> Memory:
+        """Return the memory of the image, into which columns may reach."""
+        memory: Memory = self.image(inputs["image"], inputs["image_present"], self._inside(inputs))
+        return memory
+
+    @property
+    def fuses_columns(self) -> bool:
+        """Whether columns reach into what becomes of the image."""
+        return self._fusion != "none" or self.clinical is not None
 
     def _inside(self, inputs: dict[str, Tensor]) -> Inside:
         """Return what the columns do inside the image streams."""

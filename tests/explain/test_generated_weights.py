@@ -9,7 +9,7 @@ from medfusion.data.encode import encode_tabular
 from medfusion.data.thresholds import Selection
 from medfusion.explain.generated_weights import generated_layers, sweep_features
 from medfusion.models.blocks.generated import Generated
-from medfusion.models.options import HyperFusionOptions
+from medfusion.models.options import HyperFusionOptions, MedFusionNetOptions
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -68,3 +68,21 @@ def test_features_that_are_not_selected_are_left_out():
     selection = Selection.from_json({"thresholds": [chosen], "top_n": 1}, TASK)
     _, _, sweeps = swept(selection)
     assert [sweep.feature for sweep in sweeps] == ["sex"]
+
+
+def test_medfusion_net_s_generated_layers_are_swept_against_what_they_convolve_with():
+    options = MedFusionNetOptions(
+        modalities=("image", "tabular"), fusion="hyperfusion", linear_path=False
+    )
+    model, features = random_model(options), np.array([[40.0, 1.0, 0.0], [np.nan, 2.0, 1.0]])
+    age, *_ = sweep_features(model, features, TASK, None)
+    ((name, change),) = age.change.items()
+    assert name == "image.streams.transitions.2.conv"
+    layer, made = generated_layers(model)[name], []
+    for value in (0.0, 120.0):
+        x = torch.from_numpy(
+            encode_tabular(np.array([[value, *f[1:]] for f in features]), TASK, None)
+        )
+        made.append(layer.weights(model.embedding(x.double())).detach())
+    moved = (made[1] - made[0]).flatten(1).norm(dim=1).mean()
+    assert change[-1] == pytest.approx(float(moved) / layer.base.out_channels**0.5, rel=1e-3)

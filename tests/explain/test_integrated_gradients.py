@@ -18,6 +18,10 @@ from medfusion.models.options import (
 TABULAR = {  # with the steps that each takes
     "medfusion_net": (MedFusionNetOptions(modalities=("tabular", "text")), 32),
     "with_image": (MedFusionNetOptions(), 8),
+    "columns_in_image": (
+        MedFusionNetOptions(modalities=("image", "tabular"), fusion="film", linear_path=False),
+        64,
+    ),
     "hyperfusion": (HyperFusionOptions(width=8, stages=2), 256),
     "logistic": (LogisticOptions(), 2),
 }

@@ -8,6 +8,7 @@ The folder of the challenge: ``stage_2_train_labels.csv`` (a row for each box, i
 1024 x 1024 images; one row without a box where ``Target`` is 0) and the DICOM files named by
 ``patientId``, in any folder below, or pictures of any size made from them. A radiograph is negative
 where ``Target`` says 0. Where ``stage_2_detailed_class_info.csv`` is there, it must say the same.
+Age, sex and view are in the headers of the DICOM files: pictures alone have no features.
 
 The radiographs are some of NIH ChestX-ray14, where a person has several. With the set's table of
 origins (``pneumonia-challenge-dataset-mappings_2018.json``) a patient is a person; without it each
@@ -23,7 +24,9 @@ import numpy as np
 
 from medfusion.data.cohorts.drawn_images import (
     Box,
-    image_only_cohort,
+    detection_cohort,
+    header_cells,
+    header_features,
     images_by_name,
     in_pixels_of,
 )
@@ -77,17 +80,24 @@ def read(src: Path) -> Cohort:
         once, [files.get(name) for name in once.columns[_ID]], notices, column=_ID
     )
     people = _people(src / _ORIGINS, table, notices)
+    features = header_features(images, ("age", "sex", "view"))
+    cells = header_cells(table, images, features, notices)
     studies = [
         Study(
             study_id="s" + pseudonym(NAME, name),
             patient_id="p" + pseudonym(NAME, person),
-            cells={LABEL: str(int(bool(boxes[name])))},
+            cells={
+                LABEL: str(int(bool(boxes[name]))),
+                **{key: column[row] for key, column in cells.items()},
+            },
             image=image,
             boxes=in_pixels_of(image, boxes[name], _DRAWN_ON),
         )
-        for name, person, image in zip(table.columns[_ID], people, images, strict=True)
+        for row, (name, person, image) in enumerate(
+            zip(table.columns[_ID], people, images, strict=True)
+        )
     ]
-    return image_only_cohort(NAME, (LABEL,), _MOST, studies, notices)
+    return detection_cohort(NAME, (LABEL,), _MOST, studies, notices, features)
 
 
 def _check_targets(table: Table, targets: Sequence[str]) -> None:

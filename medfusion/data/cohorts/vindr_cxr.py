@@ -17,7 +17,8 @@ What several readers drew becomes one truth by majority, see `agreed_boxes`:
   something else or ``No finding``;
 - it is unknown (blank) if most drew it, but at no place together.
 
-The data name no patients, so each radiograph counts as a patient of its own, and no sites.
+Age and sex are in the headers of some DICOM files: pictures alone have no features. The data name
+no patients, so each radiograph counts as a patient of its own, and no sites.
 """
 
 from collections import defaultdict
@@ -28,7 +29,9 @@ import numpy as np
 
 from medfusion.data.cohorts.drawn_images import (
     Box,
-    image_only_cohort,
+    detection_cohort,
+    header_cells,
+    header_features,
     images_by_name,
     in_pixels_of,
 )
@@ -97,23 +100,35 @@ def read(src: Path) -> Cohort:
     once, images = keep_with_images(
         once, [files.get(name) for name in once.columns[_ID]], notices, column=_ID
     )
+    features = header_features(images, ("age", "sex"))
+    cells = header_cells(once, images, features, notices)
     studies = [
-        _study(name, image, readings[name], sizes.get(name))
-        for name, image in zip(once.columns[_ID], images, strict=True)
+        _study(
+            name,
+            images[row],
+            readings[name],
+            sizes.get(name),
+            {k: c[row] for k, c in cells.items()},
+        )
+        for row, name in enumerate(once.columns[_ID])
     ]
-    unclear = sum(not all(study.cells.values()) for study in studies)
+    unclear = sum(not all(study.cells[label] for label in LABELS) for study in studies)
     if unclear:
         notices.append(
             f"{plural(unclear, 'study')} with a finding that most readers saw, but not at one "
             "place: unknown"
         )
-    return image_only_cohort(NAME, LABELS, _MOST, studies, notices)
+    return detection_cohort(NAME, LABELS, _MOST, studies, notices, features)
 
 
 def _study(
-    name: str, image: Path, readings: Mapping[str, Reading], size: tuple[int, int] | None
+    name: str,
+    image: Path,
+    readings: Mapping[str, Reading],
+    size: tuple[int, int] | None,
+    features: Mapping[str, str],
 ) -> Study:
-    cells: dict[str, str] = {}
+    cells: dict[str, str] = {**features}
     boxes: list[Box] = []
     for label in LABELS:
         drawn = {reader: reading.get(label, []) for reader, reading in readings.items()}

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 from PIL import Image
 
 from medfusion.config import load_config
@@ -117,3 +118,26 @@ def test_without_images_nothing_is_imported(tmp_path):
         path.unlink()
     with pytest.raises(DataError, match="found none of the 45"):
         run(src, tmp_path / "out")
+
+
+def test_dicom_files_tell_age_sex_and_view(tmp_path):
+    src = write_source(tmp_path / "src")
+    folder = src / "stage_2_train_images"
+    for number, path in enumerate(sorted(folder.iterdir())):
+        pixels = np.full((SIDE, SIDE), number, dtype=np.uint8)
+        tags = {"PatientAge": "045Y" if number else "150Y", "PatientSex": "FM"[number % 2]}
+        write_dicom(path.with_suffix(".dcm"), pixels, ViewPosition="AP", **tags)
+    # Boxes are drawn on the DICOM files: a picture beside one does not count.
+    imported = run(src, tmp_path / "out")
+    assert "PatientAge: blanked 1 cell outside 0 to 120 year" in imported.notices
+    (site,) = (tmp_path / "out" / "sites").iterdir()
+    studies = read_studies(open_site(site))
+    assert {path.suffix for path in studies.images} == {".dcm"}
+    age, sex, view = studies.features.T
+    assert np.isnan(age).sum() == 1
+    assert set(age[~np.isnan(age)]) == {45}
+    assert np.bincount(sex.astype(int)).tolist() == [23, 22]
+    assert set(view) == {1}
+    one = studies.boxes.corners[(studies.boxes.classes > 0).sum(axis=1) == 1, 0]
+    np.testing.assert_allclose(one, [[0.25, 0.125, 0.75, 0.75]] * 7, rtol=1e-6)
+    assert load_config(tmp_path / "out" / "config.toml").model.fusion_3d == "sum"

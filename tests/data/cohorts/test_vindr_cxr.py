@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 from PIL import Image
 
 from medfusion.data.cohorts.partition import Partition
@@ -103,3 +104,16 @@ def test_wrong_rows_are_refused(tmp_path, row, message):
     with pytest.raises(DataError, match=message) as told:
         run(src, tmp_path / "out")
     assert "b000" not in str(told.value)
+
+
+def test_dicom_files_tell_age_and_sex(tmp_path):
+    src = write_source(tmp_path / "src")
+    for path in sorted((src / "train").iterdir()):
+        pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        write_dicom(path.with_suffix(".dicom"), pixels, PatientAge="030Y", PatientSex="O")
+        path.unlink()
+    imported = run(src, tmp_path / "out")
+    assert "PatientSex: blanked 45 cells outside F, M" in imported.notices
+    features = read(tmp_path / "out").features
+    assert set(features[:, 0]) == {30}
+    assert np.isnan(features[:, 1]).all()
