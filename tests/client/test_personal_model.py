@@ -18,13 +18,15 @@ from medfusion.objectives.multilabel import mean_loss
 from medfusion.transport.requests import read_error
 
 
+RATE = "personalisation.learning_rate=1.0"
+
+
 class Asker(NodeAsker):
     usual = (
         "model.name=logistic",
         "selection.method=none",
         "training.optimizer=sgd",
         "training.batch_size=1000",
-        "personalisation.learning_rate=1.0",
     )
 
     def deliver(self):
@@ -62,7 +64,7 @@ def test_none_is_made_unless_asked_for(ward, tmp_path):
 
 def test_steps_lead_away_and_the_pull_keeps_near(ward, tmp_path):
     def reached(pull):
-        sets = ("personalisation.steps=60", f"personalisation.pull={pull}")
+        sets = (RATE, "personalisation.steps=60", f"personalisation.pull={pull}")
         return distance(Asker(ward, tmp_path / str(pull), *sets).deliver())
 
     far = [reached(pull) for pull in (0.0, 0.1, 1.0)]
@@ -72,7 +74,7 @@ def test_steps_lead_away_and_the_pull_keeps_near(ward, tmp_path):
 def test_dittos_problem_is_solved(ward, tmp_path, monkeypatch):
     """Where it is, the loss's gradient and the pull cancel; found by autograd on all studies."""
     pull = 0.2
-    sets = ("personalisation.steps=400", f"personalisation.pull={pull}", "training.batch_size=1000")
+    sets = (RATE, "personalisation.steps=400", f"personalisation.pull={pull}")
     asker = Asker(ward, tmp_path, *sets, change=_one_study_each)
     prepared = {}
     genuine = Trainer._prepare
@@ -101,9 +103,8 @@ def _one_study_each(data):
 @pytest.mark.parametrize("private", ["true", "false"])
 def test_what_leaves_does_not_know_of_it(ward, tmp_path, private):
     """The ledger, and a reply asked for again after the delivery, are as before it."""
-    asker = Asker(
-        ward, tmp_path, "personalisation.steps=5", f"privacy.enabled={private}", "run.rounds=2"
-    )
+    sets = (RATE, "personalisation.steps=5", f"privacy.enabled={private}", "run.rounds=2")
+    asker = Asker(ward, tmp_path, *sets)
     first = asker.ask("train")
     head = asker.node._ledger.book.head
     folder = asker.deliver()
