@@ -124,7 +124,8 @@ def _baseline(table: Table) -> Table:
     kept = keep_rows(table, np.array([visit == _BASELINE for visit in visits], dtype=bool))
     if not len(kept):
         raise DataError(
-            f"{table.where(_VISIT)}: expected rows of the baseline visit ({_BASELINE!r}), found none"
+            f"{table.where(_VISIT)}: expected rows of the baseline visit ({_BASELINE!r}), "
+            "found none"
         )
     refuse_repeated(kept, (_ID,), "expected one baseline visit of a participant, found another")
     return kept
