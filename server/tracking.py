@@ -165,4 +165,7 @@ class _Mlflow:
         self._client.set_terminated(self._run)
 
 
-_WRITERS = {"tensorboard": _TensorBoard, "mlflow": _Mlflow}
+_WRITERS: dict[str, Callable[[Path, str], Writer]] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _Mlflow,
+}

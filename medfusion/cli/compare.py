@@ -239,27 +239,12 @@ def _show(plan: "Comparison", result: dict[str, Any], page: Path) -> None:
     )
 
 
-_NAMES = {
-    "auroc_macro": "AUROC",
-    "auroc_within_sites": "within sites",
-    "auprc_macro": "AUPRC",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_macro": "F1",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "r2": "R2",
-    "ap50": "AP@.5",
-    "ap": "AP",
-    "ar": "AR",
-    "ap50_iobb": "AP@IoBB .5",
-    "ar50_iobb": "AR@IoBB .5",
-}
-
-
 def _headings(arms: list[dict[str, Any]]) -> dict[str, str]:
     """Return the figures that some arm has, by key, in the order of their columns."""
-    there = {key for arm in arms for key in _NAMES if arm.get(key, {}).get("mean") is not None}
-    return {key: name for key, name in _NAMES.items() if key in there}
+    from medfusion.evaluation.figure_names import FIGURE_NAMES as NAMES
+
+    there = {key for arm in arms for key in NAMES if arm.get(key, {}).get("mean") is not None}
+    return {key: name for key, name in NAMES.items() if key in there}
 
 
 def _arms_table(arms: list[dict[str, Any]], figures: dict[str, str], worst: str) -> "Table":

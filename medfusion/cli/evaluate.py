@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from medfusion.evaluation.measures import Headline
 
 _PIPED_WIDTH = 120  # of the tables, in characters, where no terminal has a say
-_OF_BOXES = ("ap50", "ap", "ar", "ap50_iobb", "ar50_iobb")
-_OTHERS = ("balanced_accuracy", "f1_macro", "mae", "rmse", "r2", *_OF_BOXES)
 
 
 def evaluate(
@@ -67,6 +65,8 @@ def _show(result: dict[str, Any], headline: "Headline") -> None:
     """Print the figures as tables."""
     from rich.console import Console
 
+    from medfusion.evaluation.figure_names import OF_OTHERS
+
     console = Console(markup=False)  # names may hold brackets
     if not console.is_terminal:
         console.width = max(console.width, _PIPED_WIDTH)
@@ -78,7 +78,7 @@ def _show(result: dict[str, Any], headline: "Headline") -> None:
         console.print(_labels_table(result))
     if "calibration" in result:
         console.print(_calibration_table(result["calibration"]))
-    for key in (key for key in _OTHERS if key in result):
+    for key in (key for key in OF_OTHERS if key in result):
         unit = result.get("unit", "") if key in ("mae", "rmse") else ""
         figure, interval = _interval(result[key])
         console.print(f"{key}: {figure} {unit} (95% CI {interval})", highlight=False)

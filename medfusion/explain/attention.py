@@ -88,4 +88,4 @@ def on_the_image(model: MedFusionNet, weights_BLM: Tensor) -> list[Tensor]:
     grids = model.image.streams.grids
     counts = [height * width for height, width in grids]
     parts = torch.split(weights_BLM[..., 1:], counts, dim=-1)
-    return [part.unflatten(-1, grid) for part, grid in zip(parts, grids, strict=True)]
+    return [part.reshape(*part.shape[:-1], *grid) for part, grid in zip(parts, grids, strict=True)]

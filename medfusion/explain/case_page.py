@@ -50,7 +50,7 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
     name = str(studies.study_ids[study])
     return {
         "name": name,
-        "columns": what.table.columns[1:],
+        "columns": what.table.header[1:],
         "said": [row[1:] for row in what.table.rows if row[0] == name],
         "truth": _truth(what, study),
         "plain": plain,

@@ -11,6 +11,7 @@ References
 """
 
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +38,14 @@ def occlusion(model: Model, inputs: dict[str, Tensor]) -> Tensor:
         whole = scores(image, *scores.others)
         found = whole.new_zeros(*whole.shape, *(len(along) for along in windows))
         for place in product(*(range(len(along)) for along in windows)):
-            window = tuple(along[one] for along, one in zip(windows, place, strict=True))
+            window: tuple[Any, ...] = (
+                ...,
+                *(w[one] for w, one in zip(windows, place, strict=True)),
+            )
+            here: tuple[Any, ...] = (..., *place)
             hidden = image.clone()
-            hidden[(..., *window)] = mean
-            found[(..., *place)] = whole - scores(hidden, *scores.others)
+            hidden[window] = mean
+            found[here] = whole - scores(hidden, *scores.others)
     return found
 
 

@@ -69,7 +69,7 @@ def image_read_once(model: Model, inputs: dict[str, Tensor]) -> Iterator[dict[st
         if model.linear is not None and "image_features" not in inputs:
             read["image_features"] = model.linear.wavelets(inputs["image"])
     whole = model.image
-    model.image = _ReadImage(memory)
+    model.register_module("image", _ReadImage(memory))
     try:
         yield read
     finally:

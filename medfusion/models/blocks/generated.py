@@ -105,7 +105,7 @@ class Generated(nn.Module):
 
     def forward(self, x: Tensor, e_Bl: Tensor) -> Tensor:
         """Return the layer's output for ``x`` [B, C, ...] under the weights of each sample."""
-        weight = self.generator(e_Bl).reshape(e_Bl.shape[0], *self._shape)
+        weight: Tensor = self.generator(e_Bl).reshape(e_Bl.shape[0], *self._shape)
         made = self._made(x, weight)
         if self._rank is not None:
             left = self.left(e_Bl).reshape(e_Bl.shape[0], -1, self._rank)
@@ -119,7 +119,7 @@ class Generated(nn.Module):
 
     def weights(self, e_Bl: Tensor) -> Tensor:
         """Return the weights that are made of each embedding, [B, O, C, ...]."""
-        weight = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
+        weight: Tensor = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
         if self._rank is not None:
             left = self.left(e_Bl).reshape(len(e_Bl), -1, self._rank)
             weight = torch.bmm(left, weight.flatten(2)).reshape(-1, *self.base.weight.shape)

@@ -73,7 +73,7 @@ class MobileTrunk(nn.Module):
         return maps
 
 
-class _Residual(InvertedResidual):
+class _Residual(InvertedResidual):  # type: ignore[misc]  # torchvision has no types
     """Torchvision's block, whose sum does not overwrite what it adds to."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from plans import training_plan
 from test_report import Page
 
 from medfusion.evaluation.report import figures
@@ -13,19 +14,15 @@ from medfusion.evaluation.report.budget import Budget, budget_table, budgets
 from medfusion.evaluation.report.build import build_report
 from medfusion.evaluation.report.run_folder import read_run
 from medfusion.privacy.accounting import epsilon
-from medfusion.privacy.plan import DpPlan
 
 MakeRun = Callable[..., Path]
 
-PLAN = DpPlan(
-    patients_public=240,
-    delta=1e-5,
-    sample_rate=0.1,
-    expected_batch=24.0,
-    steps_per_round=8,
+PLAN = training_plan(
+    240,
+    0.1,
+    noise=1.1,
+    steps=8,
     rounds=12,
-    max_grad_norm=1.0,
-    noise_multiplier=1.1,
     selection_noise=5.0,
     metrics_noise=4.0,
     metrics_releases=1,
