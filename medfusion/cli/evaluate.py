@@ -89,9 +89,8 @@ def _show(result: dict[str, Any], headline: "Headline") -> None:
 def _labels_table(result: dict[str, Any]) -> "Table":
     from rich.table import Table
 
-    columns = ("label", "AUROC", "95% CI", "AUPRC", "Brier", "ECE")
-    columns += ("sens@spec .9", "spec@sens .9", "1", "0", "blank")
-    table = Table(*columns, box=None, pad_edge=False)
+    figures = ("AUROC", "95% CI", "AUPRC", "Brier", "ECE", "sens@spec .9", "spec@sens .9")
+    table = Table("label", *figures, "1", "0", "blank", box=None, pad_edge=False)
     for name, row in result["labels"].items():
         counts = (str(row[key]) for key in ("positives", "negatives", "unknown"))
         table.add_row(name, *_figures(row["auroc"], row), *counts)

@@ -85,8 +85,8 @@ def label_table(run: Run) -> Table | None:
                 score(metrics.ece[row]),
             )
         )
-    head = ("Label", "AUROC", "95% interval", f"{scale}", "Positive", "Negative", "AUPRC")
-    head += ("Sensitivity at 90% specificity", "Brier", "ECE")
+    ranking = ("AUROC", "95% interval", f"{scale}", "Positive", "Negative", "AUPRC")
+    head = ("Label", *ranking, "Sensitivity at 90% specificity", "Brier", "ECE")
     return table("Quality by label", head, rows, words=1)
 
 
