@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from medfusion.errors import DataError
 from medfusion.evaluation.report import (
     budget,
     calibration,
@@ -18,6 +19,8 @@ from medfusion.evaluation.report.initial_weights import initial_weights_in_words
 from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.run_folder import Run, read_run
 
+_EXPECTED = {"auroc", "sites", "rounds", "seconds", "bytes_up", "bytes_down", "seed"}
+
 
 def build_report(run_dir: Path, *, summary: dict[str, Any] | None = None) -> Path:
     """Write ``report.html`` into a run folder and return its path.
@@ -32,6 +35,11 @@ def build_report(run_dir: Path, *, summary: dict[str, Any] | None = None) -> Pat
         If the folder is not a finished run's, or a file is damaged or of another schema.
     """
     run = read_run(run_dir, summary=summary)
+    if lacking := _EXPECTED - run.summary.keys():
+        raise DataError(
+            f"{run_dir / 'summary.json'}: expected the keys of a finished run, found no "
+            f"{', '.join(sorted(lacking))}"
+        )
     return render_page("report.html.j2", _content(run), run_dir / "report.html")
 
 

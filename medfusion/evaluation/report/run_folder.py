@@ -20,7 +20,6 @@ from medfusion.evaluation.metrics import FloatArray
 from medfusion.evaluation.multilabel_measures import MultilabelMeasures
 
 SCHEMA = 1
-_EXPECTED = {"auroc", "sites", "rounds", "seconds", "bytes_up", "bytes_down", "seed"}
 _HASHED = (
     "config.toml",
     "model/model.json",
@@ -105,11 +104,6 @@ def read_run(folder: Path, *, summary: dict[str, Any] | None = None) -> Run:
     summary = summary or _read_json(folder / "summary.json")
     if summary is None:
         raise DataError(f"{folder}: no summary.json; expected the folder of a finished run")
-    if lacking := _EXPECTED - summary.keys():
-        raise DataError(
-            f"{folder / 'summary.json'}: expected the keys of a finished run, found no "
-            f"{', '.join(sorted(lacking))}"
-        )
     card = _read_json(folder / "model" / "model.json") or {}
     try:
         task = Task.parse(card["task"], where="task") if "task" in card else None
@@ -117,7 +111,7 @@ def read_run(folder: Path, *, summary: dict[str, Any] | None = None) -> Run:
         selection = Selection.from_json(chosen, task) if chosen and task else None
     except ConfigError as error:
         raise DataError(f"{folder / 'model' / 'model.json'}: {error}") from None
-    labels = task.labels.names if task else tuple(summary["auroc"])
+    labels = task.labels.names if task else tuple(summary.get("auroc", ()))
     measures = measures_of(task) if task else MultilabelMeasures(labels)
     releases = _read_releases(folder / "histograms.json", card, measures)
     total = np.sum([one for one, _ in releases.values()], axis=0) if releases else None
