@@ -3,14 +3,14 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from medfusion.data.selection_options import SelectionOptions
 from medfusion.errors import ConfigError
 from medfusion.evaluation.calibrators import Method
-from medfusion.models.options import MedFusionNetOptions, ModelOptions
+from medfusion.models.options import WITH_INIT, MedFusionNetOptions, ModelOptions
 from medfusion.options import FileSchema, Options, read_toml
 from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
@@ -23,13 +23,22 @@ from medfusion.transport.pipeline import illegal_pair
 from medfusion.transport.secagg_options import SecureAggregationOptions
 
 
+def _as_tuple(value: Any) -> Any:
+    """Let one name stand for a list of one, as on a command line."""
+    return (value,) if isinstance(value, str) else value
+
+
+Tracker = Literal["tensorboard", "mlflow"]
+
+
 class RunInfo(Options):
-    """Section ``[run]``."""
+    """Section ``[run]``; ``tracking`` names programs whose files show the rounds as they end."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     task: Path
     rounds: int = Field(default=20, ge=1)
     seed: int = 0
+    tracking: Annotated[tuple[Tracker, ...], BeforeValidator(_as_tuple)] = ()
 
 
 class SimulationOptions(Options):
@@ -217,7 +226,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _with_local_init(model: ModelOptions, folder: Path) -> ModelOptions:
     """Make ``init`` absolute, unless it is a name that is no file or folder in ``folder``."""
-    if not isinstance(model, MedFusionNetOptions) or model.init is None:
+    if not isinstance(model, WITH_INIT) or model.init is None:
         return model
     path = (folder / model.init).resolve()
     if Path(model.init).name == model.init and not path.exists():

@@ -8,6 +8,7 @@
     ├── DataError             exit code 1   a hospital's files are not what the task says
     └── FederationError       exit code 1   a run cannot go on
         ├── WaitingError      exit code 1   a site's people have not approved the run yet
+        ├── StaleModelError   exit code 1   a site lacks the model that an update goes on from
         ├── AuditLogError     exit code 1   a site's audit log cannot be used
         └── LedgerError       exit code 1   a site's privacy ledger cannot be used
 
@@ -45,6 +46,10 @@ class FederationError(MedFusionError):
 
 class WaitingError(FederationError):
     """A site has a run that its people have not approved yet; asking again later may do."""
+
+
+class StaleModelError(FederationError):
+    """A site does not hold the model that an update goes on from; the whole one will do."""
 
 
 class AuditLogError(FederationError):

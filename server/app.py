@@ -31,6 +31,7 @@ from server.rounds import RoundLoop
 from server.run_lock import working_on
 from server.run_state import RunContext, run_settings
 from server.strategies import build_strategy
+from server.tracking import Tracking, require_trackers
 
 app = ServerApp()
 
@@ -56,6 +57,7 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
     task = Task.load(config.run.task)
     strategy = build_strategy(config.strategy, min_sites=config.server.min_sites)
     settings = run_settings(config, task)
+    require_trackers(config.run.tracking)
     headline = measures_of(task).headline
     with RunProgress(Console(stderr=True), headline) as progress:
         # Beside the run folders: what one run has seen of a ledger, the next one knows.
@@ -80,7 +82,8 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         fixed = roster if simulated or config.server.client_dp is not None else None
         fingerprint = _fingerprint(settings.run_id, fixed, simulated=simulated, files=files)
         store = CheckpointStore(folder / "checkpoint", fingerprint)
-        loop = RoundLoop(run, strategy, store, progress)
+        tracking = Tracking(config.run.tracking, folder, config.run.name, progress.warn)
+        loop = RoundLoop(run, strategy, store, progress, tracking)
         outcome = loop.run()
         card, state = model_card(run, outcome), outcome.progress
         calibration = federated_calibration(
@@ -89,6 +92,7 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         loop.deliver(outcome, card, calibration)
         progress.phase("writing the report")
         write_results(run, outcome, card, calibration)
+        tracking.finish(folder / SUMMARY)
 
 
 def _admitted(folder: Path) -> Admitted:

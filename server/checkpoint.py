@@ -20,7 +20,7 @@ from medfusion.atomic_files import make_folder, replacing
 from medfusion.errors import ConfigError
 
 _PREFIX, _SUFFIX = "round-", ".safetensors"
-_MODEL, _AVERAGE, _STRATEGY = "model/", "average/", "strategy/"
+_MODEL, _AVERAGE, _DOWN, _STRATEGY = "model/", "average/", "down/", "strategy/"
 _KEPT = 2
 
 
@@ -29,13 +29,14 @@ class Checkpoint:
     """The state of a run after ``round``.
 
     ``progress`` is the run loop's own JSON data; ``average`` is the running average of the
-    models, None where there is none.
+    models, None where there is none; ``down`` what `server.downlink` needs beside the model.
     """
 
     round: int
     arrays: ArrayRecord
     progress: dict[str, Any]
     average: ArrayRecord | None = None
+    down: ArrayRecord | None = None
 
 
 class CheckpointStore:
@@ -57,9 +58,9 @@ class CheckpointStore:
             "progress": checkpoint.progress,
         }
         arrays |= {_MODEL + name: array for name, array in _numpy(checkpoint.arrays).items()}
-        if checkpoint.average is not None:
-            average = _numpy(checkpoint.average)
-            arrays |= {_AVERAGE + name: array for name, array in average.items()}
+        for prefix, record in ((_AVERAGE, checkpoint.average), (_DOWN, checkpoint.down)):
+            if record is not None:
+                arrays |= {prefix + name: array for name, array in _numpy(record).items()}
         target = self._folder / f"{_PREFIX}{checkpoint.round:06d}{_SUFFIX}"
         for left in self._folder.glob(f".{_PREFIX}*.partial"):
             left.unlink()  # by a run that was killed; they are as large as a checkpoint
@@ -89,8 +90,9 @@ class CheckpointStore:
                 "(model.init, text encoder); expected the same ones to resume it, or another --out"
             )
         _restore(strategy, state["strategy"], arrays)
-        model, average = (_record(arrays, prefix) for prefix in (_MODEL, _AVERAGE))
-        return Checkpoint(state["round"], model, state["progress"], average if average else None)
+        model = _record(arrays, _MODEL)
+        average, down = (_record(arrays, prefix) or None for prefix in (_AVERAGE, _DOWN))
+        return Checkpoint(state["round"], model, state["progress"], average, down)
 
     def _whole(self) -> list[Path]:
         return sorted(self._folder.glob(f"{_PREFIX}*{_SUFFIX}"))

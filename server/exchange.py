@@ -15,6 +15,7 @@ from medfusion.errors import (
     DataError,
     FederationError,
     MedFusionError,
+    StaleModelError,
     WaitingError,
 )
 from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
@@ -97,6 +98,8 @@ class Replies:
 
 OnReply = Callable[[str, float, MedFusionError | None], None]
 Check = Callable[[str, Message], None]
+Remedy = Callable[[Message], Message | None]
+"""Returns the message with the whole model, for a site that lacks the one before; or None."""
 
 
 def broadcast(kind: RequestKind, content: RecordDict, nodes: Iterable[int]) -> list[Message]:
@@ -113,6 +116,7 @@ def exchange(
     check: Check = lambda name, reply: None,
     on_reply: OnReply = lambda name, seconds, error: None,
     patience: float = math.inf,
+    whole: Remedy = lambda message: None,
 ) -> Replies:
     """Send messages and wait for their replies, at most ``timeout`` seconds.
 
@@ -131,6 +135,8 @@ def exchange(
     patience
         Seconds of silence after which a site is asked whether it has lost its message; it gets
         the message again if so. Sound only where a site answers its messages in their order.
+    whole
+        What to send a site that holds no model which its message goes on from.
     """
     start = time.monotonic()
     replies = Replies(bytes_down=sum(content_bytes(message.content) for message in messages))
@@ -152,6 +158,10 @@ def exchange(
             if not reply.has_error():
                 replies.bytes_up += content_bytes(reply.content)
             error = error_of(name, reply, check)
+            if isinstance(error, StaleModelError) and (fuller := whole(request)) is not None:
+                replies.bytes_down += content_bytes(fuller.content)
+                pending |= zip(grid.push_messages([fuller]), [fuller], strict=True)
+                continue
             if error is None:
                 good[name] = reply
             else:
@@ -187,6 +197,7 @@ def exchange_with_quorum(
     check: Check = lambda name, reply: None,
     on_reply: OnReply = lambda name, seconds, error: None,
     patience: float = math.inf,
+    whole: Remedy = lambda message: None,
 ) -> Replies:
     """Exchange messages; while the quorum hangs on some sites, ask them again.
 
@@ -206,6 +217,7 @@ def exchange_with_quorum(
         check=check,
         on_reply=on_reply,
         patience=patience,
+        whole=whole,
     )
     replies = ask(messages)
     while len(replies.good) < quorum <= len(replies.good) + len(replies.waiting + replies.gone):

@@ -1,13 +1,17 @@
 """Writes a run's results: rounds as they end, then model, histograms, report, summary."""
 
 import json
+import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from medfusion.atomic_files import write_atomically, write_json
+from medfusion.code_digest import code_sha256
 from medfusion.evaluation.calibration import Calibration
 from medfusion.evaluation.kinds import measures_of
+from medfusion.evaluation.report.build import build_report
 from medfusion.models.saved import OWN_PARTS, save_model
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
@@ -75,8 +79,6 @@ def write_results(
     }
     write_json(folder / "histograms.json", histograms, durable=True)
     summary = _summary(context, outcome, calibration)
-    from medfusion.evaluation.report.build import build_report  # plotly takes a while to load
-
     build_report(folder, summary=summary)
     write_json(folder / SUMMARY, summary, durable=True)
 
@@ -125,7 +127,14 @@ def _summary(
         "ema": context.config.server.ema,
         "client_dp": outcome.client_dp,
         "selected": progress.selected,
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Return what the results were computed with; ``code`` is a digest of `medfusion`."""
+    installed = {name: version(name) for name in ("medfusion", "torch", "flwr", "numpy")}
+    return {**installed, "python": platform.python_version(), "code": code_sha256()}
 
 
 def _calibration_json(calibration: Calibration | None) -> dict[str, Any] | None:

@@ -12,59 +12,57 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.app.exception import AppExitException
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvgM, Strategy
 
 from medfusion.data.split import CALIBRATION, TEST
-from medfusion.data.thresholds import (
-    Selection,
-    feature_label_histograms,
-    select_features,
-    selection_sensitivity,
-)
-from medfusion.errors import FederationError, MedFusionError
+from medfusion.errors import FederationError
 from medfusion.evaluation.calibration import Calibration
 from medfusion.evaluation.kinds import measures_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.label_rows import label_rows
 from medfusion.models.local_parts import local_parts
-from medfusion.models.registry import build_model, modalities_of
-from medfusion.privacy.ledger_receipt import Receipt
+from medfusion.models.registry import build_model
 from medfusion.strategies.counted import telling_what_counted
 from medfusion.strategies.patient_weighted import PatientWeighted, RunFacts
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.compress import Codec
 from medfusion.transport.requests import (
     CALIBRATION_KEY,
-    Request,
     read_histograms,
-    read_receipt,
     request_config,
     request_content,
 )
 from medfusion.transport.updates import size_of
+from server.asking import Asking
 from server.averaging import running_average
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.client_dp import client_dp_of
-from server.exchange import Check, Replies, broadcast, exchange_with_quorum
+from server.downlink import Downlink
+from server.exchange import Check, Replies, broadcast
 from server.federated_metrics import federated_metrics
+from server.federated_selection import federated_selection
 from server.latecomers import Latecomers, facts_of, recall_sites
 from server.local_selection import fill_unselected
 from server.progress import RunProgress
-from server.reply_checks import check_histograms, check_mask, check_trained, unpack_update
+from server.reply_checks import check_mask, check_trained, unpack_update
 from server.results import write_rounds
-from server.roster_grid import RosterGrid
 from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
-from server.secure_round import SecureRound
+from server.secure_round import Exchange, SecureRound
+from server.tracking import Tracking
 
 
 class RoundLoop:
     """One run of one federation."""
 
     def __init__(
-        self, context: RunContext, strategy: Strategy, store: CheckpointStore, show: RunProgress
+        self,
+        context: RunContext,
+        strategy: Strategy,
+        store: CheckpointStore,
+        show: RunProgress,
+        tracking: Tracking,
     ) -> None:
         self._context = context
         self._config = context.config
@@ -74,6 +72,7 @@ class RoundLoop:
         self._strategy = strategy
         self._store = store
         self._show = show
+        self._tracking = tracking
         self._settings = run_settings(context.config, context.task)
         model = build_model(context.config.model, context.task, seed=context.config.run.seed)
         kept = local_parts(model, context.config.personalisation.local)
@@ -88,14 +87,17 @@ class RoundLoop:
         local = self._settings.selection.method == "local"
         rows = model.feature_rows() if local else {}
         self._columns = {name: axis for name, axis in rows.items() if name not in kept}
-        self._latecomers = Latecomers(context, show.warn)
+        down, seed = context.config.compression.down, context.config.run.seed
+        self._downlink = Downlink(down, self._start, seed, self._settings.run_id)
+        latecomers, whole = Latecomers(context, show.warn), self._downlink.whole
+        self._asking = Asking(context, self._settings, self._frozen, latecomers, show, whole)
         if isinstance(strategy, PatientWeighted):
             strategy.serve(
                 RunFacts(
                     sites=context.roster,
                     training=context.config.training,
                     labels=tuple(context.task.labels.names),
-                    label_rows=label_rows(model),
+                    label_rows=label_rows(model) - kept,
                 )
             )
 
@@ -116,12 +118,13 @@ class RoundLoop:
         if resumed:
             arrays, average = resumed.arrays, resumed.average or resumed.arrays
             state = Progress.from_json(resumed.progress, self._task)
+            self._downlink.resume(arrays, resumed.down)
             recall_sites(self._context, state.sites)
-            write_rounds(self._context.folder, state.rounds)
+            self._write_rounds(state)
         else:
             arrays, average, state = self._start, self._start, Progress()
             self._check_threshold()
-            state.selection = self._select(state)
+            state.selection = federated_selection(self._context, self._asking, state)
         if state.pending is not None:
             self._finish_round(done, arrays, average, state)
         for number in range(done + 1, rounds + 1):
@@ -142,40 +145,16 @@ class RoundLoop:
         self._show.phase("delivering the model")
         if calibration is not None:
             card = card | {CALIBRATION_KEY: calibration.model_dump(mode="json")}
-        request = self._request(outcome.progress.selection, card=card)
-        nodes = list(self._connected().get_node_ids())
+        request = self._asking.request(outcome.progress.selection, card=card)
+        nodes = list(self._asking.connected().get_node_ids())
         for node, name in self._roster.names.items():
             if node not in nodes:
                 self._show.warn(f"site {name} is gone: it gets no model")
         messages = broadcast("deliver", request_content(request, outcome.arrays), nodes)
-        messages = self._told(messages, outcome.progress)
+        messages = self._with_average(messages, outcome.progress)
         cost = Cost()
-        self._exchange(messages, cost, number=self._config.run.rounds)
+        self._asking.exchange(messages, cost=cost, number=self._config.run.rounds)
         outcome.progress.cost.add(cost)
-
-    def _select(self, state: Progress) -> Selection | None:
-        """Sum the sites' histograms and choose features from the sum."""
-        options = self._settings.selection
-        if options.method != "federated" or "tabular" not in modalities_of(
-            self._settings.model, self._task
-        ):
-            return None
-        self._show.phase("selecting features")
-        content = request_content(self._request(None))
-        messages = broadcast("select", content, self._connected().get_node_ids())
-        features, labels = len(self._task.features), len(self._task.labels.names)
-        nobody = feature_label_histograms(
-            np.zeros((0, features)), np.zeros((0, labels)), self._task
-        )
-        cost = Cost()
-        replies = self._exchange(messages, cost, check=partial(self._check_counts, nobody.shape))
-        state.cost.add(cost)
-        state.selected = list(replies.good)
-        histograms = np.sum([read_histograms(r.content) for r in replies.good.values()], axis=0)
-        plans = self._context.plans
-        multipliers = [plans[name].selection_noise or 0.0 for name in replies.good if name in plans]
-        noise = selection_sensitivity(self._task) * math.hypot(*multipliers)
-        return select_features(histograms, self._task, options.top_n, noise=noise)
 
     def _check_threshold(self) -> None:
         options, sites = self._settings.secure_aggregation, len(self._roster.sites)
@@ -190,7 +169,8 @@ class RoundLoop:
     ) -> None:
         state.sites = facts_of(self._roster)
         kept = average if self._config.server.ema else None
-        self._store.save(Checkpoint(number, arrays, state.to_json(), kept), self._strategy)
+        checkpoint = Checkpoint(number, arrays, state.to_json(), kept, self._downlink.state())
+        self._store.save(checkpoint, self._strategy)
 
     def _finish_round(
         self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
@@ -209,8 +189,12 @@ class RoundLoop:
         state.rounds.append(line)
         state.pending = None
         self._save(number, arrays, average, state)
-        write_rounds(self._context.folder, state.rounds)
+        self._write_rounds(state)
         self._show.round_done(line, rounds=self._config.run.rounds)
+
+    def _write_rounds(self, state: Progress) -> None:
+        write_rounds(self._context.folder, state.rounds)
+        self._tracking.rounds(state.rounds)
 
     def _train_round(
         self, number: int, arrays: ArrayRecord, average: ArrayRecord, state: Progress
@@ -223,7 +207,11 @@ class RoundLoop:
         cost = Cost()
         start = time.monotonic()
         replies, good = self._train(number, arrays, state, cost)
-        arrays, norm = self._aggregate(number, arrays, good)
+        self._downlink.held_by(replies.good)
+        made, norm = self._aggregate(number, arrays, good)
+        arrays = self._downlink.move(number, made)
+        if isinstance(self._strategy, FedAvgM) and not self._downlink.off:
+            self._strategy.current_arrays = arrays  # it goes on from a model that it keeps
         average = running_average(average, arrays, ema=self._config.server.ema, number=number)
         line: dict[str, Any] = {
             "schema": 1,
@@ -244,9 +232,38 @@ class RoundLoop:
         # Strategies draw sites from Python's global generator: pin it, also across a resume.
         random.seed(f"{self._config.run.seed}/{number}")
         messages = self._strategy.configure_train(
-            number, arrays, request_config(self._request(state.selection)), self._connected()
+            number, arrays, self._asked(state), self._asking.connected()
         )
-        messages = self._told(messages, state)
+        messages = self._downlink.packed(self._told(messages, state), self._roster.names)
+        if self._settings.secure_aggregation is not None:
+            asking = partial(self._asking.exchange, cost=cost, number=number)
+            replies, mean = self._masked(number, asking).train(messages, arrays)
+            state.counted |= dict.fromkeys(replies.good, number)
+            return replies, [mean]
+        check = self._check_of(arrays)
+        replies = self._asking.exchange(messages, check, cost=cost, number=number)
+        state.counted |= dict.fromkeys(replies.good, number)
+        if self._columns:
+            fill_unselected(replies.good, arrays, self._columns)
+        if self._client_dp is not None:
+            return replies, [self._client_dp.combine(number, arrays, replies.good)]
+        return replies, list(replies.good.values())
+
+    def _masked(self, number: int, exchange: Exchange) -> SecureRound:
+        options = self._settings.secure_aggregation
+        assert options is not None
+        return SecureRound(
+            options,
+            self._settings.run_id,
+            number,
+            self._roster.names,
+            {name: site.patients_public for name, site in self._roster.sites.items()},
+            exchange,
+            self._context.folder,
+        )
+
+    def _check_of(self, arrays: ArrayRecord) -> Check:
+        """Return what unpacks a site's reply to a model, and refuses one that is not to be used."""
         expected = from_record(arrays)
 
         def check(name: str, reply: Message) -> None:
@@ -260,26 +277,7 @@ class RoundLoop:
             if self._columns:
                 check_mask(reply, len(self._task.columns))
 
-        if self._settings.secure_aggregation is not None:
-            secure = SecureRound(
-                self._settings.secure_aggregation,
-                self._settings.run_id,
-                number,
-                self._roster.names,
-                {name: site.patients_public for name, site in self._roster.sites.items()},
-                lambda asked, checked: self._exchange(asked, cost, number=number, check=checked),
-                self._context.folder,
-            )
-            replies, mean = secure.train(list(messages), arrays)
-            state.counted |= dict.fromkeys(replies.good, number)
-            return replies, [mean]
-        replies = self._exchange(list(messages), cost, number=number, check=check)
-        state.counted |= dict.fromkeys(replies.good, number)
-        if self._columns:
-            fill_unselected(replies.good, arrays, self._columns)
-        if self._client_dp is not None:
-            return replies, [self._client_dp.combine(number, arrays, replies.good)]
-        return replies, list(replies.good.values())
+        return check
 
     def _aggregate(
         self, number: int, incoming: ArrayRecord, good: list[Message]
@@ -307,13 +305,15 @@ class RoundLoop:
         """Bring what the sites released to ``state``; return the metrics of its sum."""
         self._show.phase(f"round {number}: evaluating")
         messages = self._strategy.configure_evaluate(
-            number, arrays, request_config(self._request(state.selection)), self._connected()
+            number, arrays, self._asked(state), self._asking.connected()
         )
-        messages = self._told(messages, state)
+        messages = self._with_average(messages, state)
         held_out = self._context.held_out(number)
         shape = held_out.shape(self._measures, noised=self._settings.privacy.enabled)
-        check = partial(self._check_counts, shape)
-        replies = self._exchange(list(messages), cost, number=number, check=check)
+        check = self._asking.check_counts(shape)
+        replies = self._asking.exchange(list(messages), check, cost=cost, number=number)
+        if not self._config.server.ema:
+            self._downlink.held_by(replies.good)
         released = {
             name: held_out.split(read_histograms(reply.content))
             for name, reply in replies.good.items()
@@ -331,6 +331,14 @@ class RoundLoop:
         shown = dict.fromkeys(("auroc_macro", "auroc", self._measures.headline.key))
         return {key: metrics[key] for key in shown}
 
+    def _asked(self, state: Progress) -> ConfigRecord:
+        return request_config(self._asking.request(state.selection))
+
+    def _with_average(self, messages: Iterable[Message], state: Progress) -> list[Message]:
+        """Return messages with the average of models, which sites hold if it is the last one."""
+        told = self._told(messages, state)
+        return told if self._config.server.ema else self._downlink.packed(told, self._roster.names)
+
     def _told(self, messages: Iterable[Message], state: Progress) -> list[Message]:
         """Return messages that say which round of its site counted last, where sites ask for it.
 
@@ -340,64 +348,3 @@ class RoundLoop:
         if self._codec.level == "none" and not self._unshared:
             return list(messages)
         return telling_what_counted(messages, state.counted, self._roster.names)
-
-    def _check_counts(self, shape: tuple[int, ...], name: str, reply: Message) -> None:
-        check_histograms(reply, shape, patients=self._roster.sites[name].patients_public)
-
-    def _request(self, selection: Selection | None, **parts: Any) -> Request:
-        chosen = selection.to_json() if selection else None
-        return Request(
-            settings=self._settings,
-            signature=self._context.signature,
-            frozen_sha256=self._frozen,
-            selection=chosen,
-            **parts,
-        )
-
-    def _connected(self) -> RosterGrid:
-        server = self._config.server
-        return RosterGrid(
-            self._context.grid,
-            self._roster,
-            quorum=server.min_sites,
-            timeout=server.round_timeout,
-            look=self._latecomers.look,
-        )
-
-    def _exchange(
-        self,
-        messages: list[Message],
-        cost: Cost,
-        *,
-        number: int = 0,
-        check: Check = lambda name, reply: None,
-    ) -> Replies:
-        """Exchange messages, count their cost, and require the quorum."""
-        start = time.monotonic()
-        names, receipts = self._roster.names, self._context.receipts
-        told: list[tuple[str, Receipt]] = []
-
-        def checked(name: str, reply: Message) -> None:
-            if receipt := read_receipt(reply.content):
-                told.append((name, receipt))
-            check(name, reply)
-
-        def on_reply(name: str, seconds: float, error: MedFusionError | None) -> None:
-            self._show.site_replied(name, round=number, seconds=seconds, error=error)
-
-        try:
-            replies = exchange_with_quorum(
-                self._context.grid,
-                [receipts.shown_to(names[m.metadata.dst_node_id], m) for m in messages],
-                names,
-                quorum=self._config.server.min_sites,
-                timeout=self._config.server.round_timeout,
-                check=checked,
-                on_reply=on_reply,
-                patience=self._context.patience,
-            )
-        finally:
-            receipts.take(told)
-        cost.add(Cost(time.monotonic() - start, replies.bytes_up, replies.bytes_down))
-        replies.require(self._config.server.min_sites, sound_data=self._context.simulated)
-        return replies

@@ -4,7 +4,6 @@ The Node writes down a run when it sees one for the first time; ``medfusion site
 ``site deny`` change its status, also while the Node runs: it reads the file at each request.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from client.node.audit_log import AuditLog
 from client.node.run_summary import RunSummary
 from client.node.state import NodeState
+from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import ConfigError, FederationError, UsageError, WaitingError
 from medfusion.folder_lock import one_at_a_time
@@ -145,19 +145,20 @@ class Approvals:
 
     def _record(self, run_id: str) -> RunRecord | None:
         path = self._state.run_file(run_id)
-        if not path.exists():
-            return None
-        try:
-            record = RunRecord.parse(json.loads(path.read_text(encoding="utf-8")), where=path.name)
-        except (ValueError, TypeError, OSError, ConfigError):
-            record = None
-        if record is None or record.run_id != run_id:
-            # Read as unseen it would be asked about again, also after a denial.
-            raise FederationError(
-                f"runs/{path.name} in the site's state folder: damaged; restore it from a backup, "
-                "or remove it to decide about the run again"
-            )
-        return record
+
+        def read(data: Any) -> RunRecord:
+            record = RunRecord.parse(data, where=path.name)
+            if record.run_id != run_id:
+                raise ValueError("another run's")
+            return record
+
+        # Read as unseen it would be asked about again, also after a denial.
+        return read_state_file(
+            path,
+            read,
+            damaged=f"runs/{path.name} in the site's state folder: damaged; restore it from a "
+            "backup, or remove it to decide about the run again",
+        )
 
     def _write(self, record: RunRecord) -> None:
         path = self._state.run_file(record.run_id)

@@ -47,10 +47,9 @@ def compressed(
     if settings.compression.error_feedback:
         like = {_LOST: torch.zeros(codec.size)}
         update = update + memory.after(request.counted, like)[_LOST].numpy()
-    packed = codec.pack(update, draws())
-    read = codec.unpack(packed)
+    sent = codec.send(update, draws())
     if settings.compression.error_feedback:
-        lost = {_LOST: torch.from_numpy(update - read)}
+        lost = {_LOST: torch.from_numpy(sent.lost)}
         memory.keep(request.round, lost, counted=request.counted)
-    arrays = ArrayRecord({name: Array(array) for name, array in packed.items()})
-    return RecordDict({**reply, ARRAYS: arrays}), moved_by(received, read)
+    arrays = ArrayRecord({name: Array(array) for name, array in sent.arrays.items()})
+    return RecordDict({**reply, ARRAYS: arrays}), moved_by(received, sent.read)

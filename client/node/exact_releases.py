@@ -1,14 +1,14 @@
 """What a deployed run without privacy has released: no more than its people were shown."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import RecordDict
 from pydantic import Field
 
+from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
-from medfusion.errors import ConfigError, FederationError
+from medfusion.errors import FederationError
 from medfusion.options import FileSchema, Options
 from medfusion.privacy.plan_costs import ReleaseKind
 from medfusion.transport.requests import RunSettings
@@ -77,13 +77,10 @@ class ExactReleases:
         return compute()
 
     def _read(self) -> _Released:
-        if not self._path.exists():
-            return _Released()
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            return _Released.parse(found, where=self._path.name)
-        except (ValueError, TypeError, OSError, ConfigError):
-            raise FederationError(
-                f"releases/{self._path.name} in the site's state folder: damaged; restore it from "
-                "a backup: without it nobody knows what the run has released"
-            ) from None
+        found = read_state_file(
+            self._path,
+            lambda data: _Released.parse(data, where=self._path.name),
+            damaged=f"releases/{self._path.name} in the site's state folder: damaged; restore it "
+            "from a backup: without it nobody knows what the run has released",
+        )
+        return found or _Released()

@@ -175,6 +175,7 @@ class Node:
     def _train(self, request: Received) -> RecordDict:
         trainer = self._run(request)
         self._check_counted(trainer.settings, TRAIN)
+        request = trainer.whole(request)
         reply = trainer.train(request)
         if trainer.settings.secure_aggregation is None:
             return reply
@@ -186,7 +187,7 @@ class Node:
     def _evaluate(self, request: Received) -> RecordDict:
         trainer = self._run(request)
         self._check_counted(trainer.settings, TEST)
-        return trainer.evaluate(request)
+        return trainer.evaluate(trainer.whole(request))
 
     def _check_counted(self, settings: RunSettings, part: int) -> None:
         """Refuse what a deployed run without noise would tell about too few patients."""
@@ -224,7 +225,7 @@ class Node:
 
     def _deliver(self, request: Received) -> RecordDict:
         trainer = self._run(request)
-        settings = trainer.settings
+        settings, request = trainer.settings, trainer.whole(request)
         arrays, card = request.arrays, request.request.card
         if arrays is None or card is None:
             raise FederationError("deliver: expected a model and its description")

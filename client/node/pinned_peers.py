@@ -6,10 +6,11 @@ compared the keys in ``peers.json`` by another channel write ``"closed": true`` 
 on no new name is let in.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import FederationError
 
@@ -28,15 +29,13 @@ def pinned_peers(path: Path, seen: Mapping[str, str], *, keep: bool) -> dict[str
         If a site comes with another key or a new one after the file was closed, or the file is
         damaged.
     """
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"peers": {}}
-        known = {str(name): str(key) for name, key in kept["peers"].items()}
-        closed = kept.get("closed") is True
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FederationError(
-            f"{path}: expected the keys of other sites, found a damaged file; restore it from a "
-            "backup"
-        ) from None
+    found = read_state_file(
+        path,
+        _known_and_closed,
+        damaged=f"{path}: expected the keys of other sites, found a damaged file; restore it from "
+        "a backup",
+    )
+    known, closed = found or ({}, False)
     for name, key in seen.items():
         if known.get(name, key) != key:
             raise FederationError(
@@ -55,3 +54,8 @@ def pinned_peers(path: Path, seen: Mapping[str, str], *, keep: bool) -> dict[str
             make_folder(path.parent)
             write_json(path, {"schema": 1, "peers": dict(sorted(known.items()))}, durable=True)
     return known
+
+
+def _known_and_closed(kept: Any) -> tuple[dict[str, str], bool]:
+    known = {str(name): str(key) for name, key in kept["peers"].items()}
+    return known, kept.get("closed") is True

@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 from medfusion.data.site import PolicyOptions
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, FederationError
-from medfusion.models.options import HyperFusionOptions, MedFusionNetOptions
+from medfusion.models.options import (
+    WITH_INIT,
+    HyperFusionOptions,
+    MdfNetOptions,
+    MedFusionNetOptions,
+)
 from medfusion.transport.requests import RunSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
@@ -56,7 +61,7 @@ def check_settings(
         )
     if not isinstance(settings.model, HyperFusionOptions):  # which reads no text
         _check_encoder(settings.model.text.encoder)
-    if isinstance(settings.model, MedFusionNetOptions):
+    if isinstance(settings.model, WITH_INIT):
         _check_init(settings.model)
 
 
@@ -100,7 +105,7 @@ def _check_encoder(name: str) -> None:
         )
 
 
-def _check_init(model: MedFusionNetOptions) -> None:
+def _check_init(model: MedFusionNetOptions | MdfNetOptions) -> None:
     """Refuse to read initial weights from a path: a coordinator names files of a public cache."""
     if model.init is not None and model.needs_init and not _FILE_NAME.fullmatch(model.init):
         raise ConfigError(

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from client.node.pinned_peers import pinned_peers
+from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.digests import sha256_of
 from medfusion.errors import FederationError
@@ -186,11 +187,10 @@ class SecureRounds:
 
     def _kept(self, run: str) -> dict[str, Any]:
         path = self._path(run)
-        try:
-            found = json.loads(path.read_text()) if path.exists() else {}
-            return {key: found[key] for key in ("sites", "rounds") if key in found}
-        except (ValueError, KeyError, TypeError):
-            raise FederationError(
-                f"{path.name}: expected which sums were learned, found a damaged file in this "
-                "site's state folder; restore it from a backup"
-            ) from None
+        found = read_state_file(
+            path,
+            lambda data: {key: data[key] for key in ("sites", "rounds") if key in data},
+            damaged=f"{path.name}: expected which sums were learned, found a damaged file in this "
+            "site's state folder; restore it from a backup",
+        )
+        return found or {}

@@ -1,13 +1,14 @@
 """The state folder: the one place that a Node writes to."""
 
-import json
 import re
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
+from client.node.state_files import read_state_file
 from medfusion.atomic_files import create_secret, make_folder, write_json
-from medfusion.errors import ConfigError, FederationError
+from medfusion.errors import FederationError
 from medfusion.federation.authority import Authority
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.ledger_file import LEDGER
@@ -83,18 +84,20 @@ class NodeState:
             If the site serves another coordinator or federation, or the file is damaged.
         """
         path = self._folder / _COORDINATOR
-        if not path.exists():
+
+        def read(kept: Any) -> Authority:
+            kept.pop("schema")
+            return Authority.parse(kept, where=str(path))
+
+        pinned = read_state_file(
+            path,
+            read,
+            damaged=f"{path}: expected the coordinator of this site, found a damaged file; restore "
+            "it from a backup",
+        )
+        if pinned is None:
             write_json(path, {"schema": 1, **authority.model_dump()}, durable=True)
             return
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            kept.pop("schema")
-            pinned = Authority.parse(kept, where=str(path))
-        except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
-            raise FederationError(
-                f"{path}: expected the coordinator of this site, found a damaged file; restore it "
-                "from a backup"
-            ) from None
         if pinned != authority:
             raise FederationError(
                 f"{path}: this site serves federation {pinned.federation!r} with the signing key "

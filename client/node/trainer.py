@@ -12,6 +12,7 @@ from torch import Tensor
 
 from client.node.compressing import compressed
 from client.node.exact_releases import ExactReleases
+from client.node.held_model import HeldModel
 from client.node.local_steps import LocalSteps
 from client.node.policy import of_enough_patients
 from client.node.releases import PaidReleases
@@ -100,6 +101,9 @@ class Trainer:
         # Before the first round a site has what everybody starts from.
         start = trainable_state(model)
         self._first_own = {n: start[n].detach().cpu().clone() for n in sorted(self._kept)}
+        down = settings.compression.down
+        shared = {n: value for n, value in start.items() if n not in self._kept}
+        self._held = None if down.off else HeldModel(shared, down)
         self._frozen = frozen_sha256(self._model)
         self._tokenizer = build_tokenizer(settings.model, data.task)
         image = data.task.image
@@ -139,6 +143,10 @@ class Trainer:
                 f"selection.method = {self.settings.selection.method!r}: the histograms stay here"
             )
         return self._selecting.reply()
+
+    def whole(self, request: Received) -> Received:
+        """Return a request with all of its model; raises `FederationError` as `HeldModel` does."""
+        return request if self._held is None else self._held.whole(request)
 
     def train(self, request: Received) -> RecordDict:
         """Train one round from the model in the request; return the new one."""

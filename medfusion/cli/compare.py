@@ -50,6 +50,7 @@ def compare(
     from medfusion.cli.compose import load_sites
     from medfusion.comparison.arms import plan_arms
     from medfusion.comparison.compare import Comparison, check_folder
+    from medfusion.comparison.page import build_comparison_page
 
     arms = plan_arms(
         config,
@@ -60,7 +61,9 @@ def compare(
     check_folder(out)
     sites = load_sites(arms[0].config)
     plan = Comparison.plan(arms, sites, seeds=seeds, folds=folds)
-    _show(plan, run_plan(plan, out), out)
+    result = run_plan(plan, out)
+    page = build_comparison_page(out, result, plan.truth.measures, name=arms[0].config.run.name)
+    _show(plan, result, page)
 
 
 def run_plan(plan: "Comparison", out: Path) -> dict[str, Any]:
@@ -205,7 +208,7 @@ def _progress(total: int, headline: "Headline") -> "Iterator[Observer]":
         yield Lines()
 
 
-def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
+def _show(plan: "Comparison", result: dict[str, Any], page: Path) -> None:
     """Print arms, labels and differences as tables."""
     from rich.console import Console
 
@@ -216,6 +219,9 @@ def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
     console.print(_arms_table(result["arms"], headings, plan.truth.measures.headline.key))
     if result["arms"][0]["auroc"]:
         console.print(_labels_table(result["arms"], plan.truth.names))
+    for index, arm in enumerate(result["arms"]):
+        if len(arm["cross_site"]) > 1:
+            console.print(_cross_site_table(index, arm, plan.truth.measures.headline))
     differences = result["differences"]
     if len(differences) > _MOST_PAIRS_SHOWN:
         differences = [pair for pair in differences if pair["b"] == 0]
@@ -227,33 +233,18 @@ def _show(plan: "Comparison", result: dict[str, Any], out: Path) -> None:
     ranked = "; patients are ranked within a fold" if ranks else ""
     console.print(
         f"{result['n_patients']} patients, {tested}{ranked}; {seeds}; intervals from "
-        f"{result['resamples']} resamples of patients\n{out / 'compare.json'}",
+        f"{result['resamples']} resamples of patients\n{page.with_suffix('.json')}\n{page}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-_NAMES = {
-    "auroc_macro": "AUROC",
-    "auroc_within_sites": "within sites",
-    "auprc_macro": "AUPRC",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_macro": "F1",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "r2": "R2",
-    "ap50": "AP@.5",
-    "ap": "AP",
-    "ar": "AR",
-    "ap50_iobb": "AP@IoBB .5",
-    "ar50_iobb": "AR@IoBB .5",
-}
-
-
 def _headings(arms: list[dict[str, Any]]) -> dict[str, str]:
     """Return the figures that some arm has, by key, in the order of their columns."""
-    there = {key for arm in arms for key in _NAMES if arm.get(key, {}).get("mean") is not None}
-    return {key: name for key, name in _NAMES.items() if key in there}
+    from medfusion.evaluation.figure_names import FIGURE_NAMES as NAMES
+
+    there = {key for arm in arms for key in NAMES if arm.get(key, {}).get("mean") is not None}
+    return {key: name for key, name in NAMES.items() if key in there}
 
 
 def _arms_table(arms: list[dict[str, Any]], figures: dict[str, str], worst: str) -> "Table":
@@ -288,6 +279,18 @@ def _labels_table(arms: list[dict[str, Any]], labels: "Sequence[str]") -> "Table
     table = Table("arm", *labels, title="AUROC by label", title_justify="left")
     for index, arm in enumerate(arms):
         table.add_row(str(index), *(_number(arm["auroc"][name]["mean"]) for name in labels))
+    return table
+
+
+def _cross_site_table(index: int, arm: dict[str, Any], headline: "Headline") -> "Table":
+    """Return each site's own models (rows) at every site (columns)."""
+    from rich.table import Table
+
+    rows = arm["cross_site"]
+    title = f"{headline.name} of arm {index}: trained at the row's site, tested at the column's"
+    table = Table("trained at", *next(iter(rows.values())), title=title, title_justify="left")
+    for name, tested in rows.items():
+        table.add_row(name, *(_figure(figure) for figure in tested.values()))
     return table
 
 

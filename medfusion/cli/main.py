@@ -10,14 +10,17 @@ from medfusion.cli import (
     cohort,
     compare,
     evaluate,
+    export,
     poc,
     predict,
     privacy,
     provision,
+    report,
     runs,
     server,
     simulate,
     site,
+    watch,
 )
 from medfusion.errors import MedFusionError
 
@@ -40,7 +43,10 @@ _cli = typer.Typer(
 _cli.command("simulate")(simulate.simulate)
 _cli.command("compare")(compare.compare)
 _cli.command("evaluate")(evaluate.evaluate)
+_cli.command("report")(report.report)
+_cli.command("watch")(watch.watch)
 _cli.command("predict")(predict.predict)
+_cli.command("export")(export.export)
 _cli.command("privacy")(privacy.privacy)
 _cli.command("audit")(audit.audit)
 _cli.command("provision")(provision.provision)

@@ -1,9 +1,14 @@
 """``medfusion predict``: what a model says of a site's studies, labelled or not."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from medfusion.explain.studies import ToExplain
 
 
 def predict(
@@ -12,6 +17,13 @@ def predict(
     ],
     site: Annotated[Path, typer.Argument(help="Site folder; it needs no labels.")],
     out: Annotated[Path, typer.Option(help="CSV file to write, a row for each study (or box).")],
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="Folder for explanations.html: why the model says so. Stays here."),
+    ] = None,
+    cases: Annotated[
+        int | None, typer.Option(min=0, help="With --explain: studies shown one by one (8).")
+    ] = None,
 ) -> None:
     """Apply a model to all studies of a site; the table stays at the site."""
     from rich.console import Console
@@ -23,6 +35,8 @@ def predict(
     from medfusion.prediction_table import prediction_table
     from medfusion.scoring import apply_model, drift_warnings, load_to_predict, study_tensors
 
+    if cases is not None and explain is None:
+        raise typer.BadParameter("--cases goes with --explain DIR")
     console = Console(stderr=True, markup=False, highlight=False)
     saved = load_model(model_dir)
     data, findings = load_to_predict(saved, site)
@@ -44,3 +58,24 @@ def predict(
     make_folder(out.parent)
     write_atomically(out, table.to_csv(), durable=False)
     typer.echo(f"{len(data.studies)} studies of site {data.name}: {out}")
+    if explain is not None:
+        from medfusion.explain.studies import ToExplain
+
+        page = _explain(ToExplain(saved, data, tensors, outputs, table), explain, cases, console)
+        typer.echo(f"explanations, which hold patients' data: {page}")
+
+
+def _explain(what: "ToExplain", folder: Path, cases: int | None, console: "Console") -> Path:
+    """Write the page of explanations and show how far it is."""
+    from rich.progress import Progress
+
+    from medfusion.explain.run import CASES, explain_site
+
+    with Progress(console=console) as progress:
+        bar = progress.add_task("explaining", total=None)
+        return explain_site(
+            what,
+            folder,
+            cases=CASES if cases is None else cases,
+            advance=lambda done, total: progress.update(bar, completed=done, total=total),
+        )

@@ -23,6 +23,9 @@ averaged over seeds:
     level alone. This one counts nothing between sites: by it, compare ``local`` with the others.
 ``per_site``, ``worst_site``
     rank the studies of a fold at one site; the worst site is the one with the least.
+``cross_site``
+    the headline figure, in the same way, of each model at each site: in the ``local`` arm of each
+    site's own model (the row) on the test studies of every site (the column).
 
 Intervals are percentiles over resamples of patients, each with all their studies, without
 stratification. All arms share the resamples, so that differences are paired. They tell what

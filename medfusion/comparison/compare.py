@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 
 from medfusion.atomic_files import unfinished, write_json
 from medfusion.comparison.arms import Arm
-from medfusion.comparison.results import Truth, compare_json, headline_of
-from medfusion.comparison.trials import FoldData, Trial, deal_folds, scores_of, trials_of
+from medfusion.comparison.results import Rows, Truth, compare_json, headline_of
+from medfusion.comparison.trials import (
+    FoldData,
+    Trial,
+    deal_folds,
+    scores_by_site,
+    scores_of,
+    trials_of,
+)
 from medfusion.data.site_data import SiteData
 from medfusion.errors import UsageError
 
 RESULT = "compare.json"
+PAGE = "compare.html"
 
 
 FinishAll = Callable[[Sequence[Trial]], Iterable[Trial]]
@@ -83,7 +91,8 @@ class Comparison:
             What stopped a run. Finished runs are kept.
         """
         out.mkdir(parents=True, exist_ok=True)
-        (out / RESULT).unlink(missing_ok=True)  # an earlier comparison in this folder
+        for name in (RESULT, PAGE):
+            (out / name).unlink(missing_ok=True)  # an earlier comparison in this folder
         scores: list[NDArray[np.float32]] = []
         done: set[str] = set()
         for trial in finish_all(list(self.distinct_trials.values())):
@@ -94,10 +103,35 @@ class Comparison:
                 scores.append(self._scores(index, out))
                 observer.arm_done(index, self.arms[index], headline_of(scores[-1], self.truth))
         result = compare_json(
-            self.arms, np.stack(scores), self.truth, seeds=self.seeds, folds=self.folds
+            self.arms,
+            np.stack(scores),
+            self.truth,
+            seeds=self.seeds,
+            folds=self.folds,
+            crossed={i: self._crossed(i, out) for i in self._local_arms},
         )
         write_json(out / RESULT, result, durable=False)
         return result
+
+    @property
+    def _local_arms(self) -> list[int]:
+        return [index for index, arm in enumerate(self.arms) if arm.regime == "local"]
+
+    def _crossed(self, arm: int, out: Path) -> Rows:
+        """Return the outputs [S, N, W] of each site's own models at every site, by its name."""
+        seeds = []
+        for trials in self.trials[arm]:
+            names = list(dict.fromkeys(trial.sites[0].name for trial in trials))
+            found = [(trial.sites[0].name, scores_by_site(trial, out=out)) for trial in trials]
+            seeds.append(
+                {
+                    home: np.concatenate(
+                        [tested[name] for own, tested in found if own == home for name in names]
+                    )
+                    for home in names
+                }
+            )
+        return {home: np.stack([seed[home] for seed in seeds]) for home in seeds[0]}
 
     def _names(self, arm: int) -> set[str]:
         return {trial.name for trials in self.trials[arm] for trial in trials}
@@ -116,6 +150,7 @@ def check_folder(out: Path) -> None:
     """Refuse a folder that holds anything but a comparison; raises `UsageError`."""
     if not out.exists():
         return
-    ours = {*(out / name for name in (RESULT, "runs", "cache")), *unfinished(out / RESULT)}
+    ours = {*(out / name for name in (RESULT, PAGE, "runs", "cache"))}
+    ours |= {*unfinished(out / RESULT), *unfinished(out / PAGE)}
     if not out.is_dir() or set(out.iterdir()) - ours:
         raise UsageError(f"{out}: exists and is not a comparison's folder; choose another --out")

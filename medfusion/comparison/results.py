@@ -20,6 +20,9 @@ from medfusion.evaluation.intervals import Interval, Resampled
 from medfusion.evaluation.kinds import measures_of
 from medfusion.evaluation.measures import Headline, Measures
 
+Rows = Mapping[str, NDArray[np.float32]]
+"""Scores [S, N, W] of several models on the same test studies, by where each was trained."""
+
 RESAMPLES = 1000
 _ALL_PAIRS_UP_TO = 6  # arms; beyond, only pairs that differ in one thing are worth a line
 
@@ -58,6 +61,10 @@ class Truth:
         names, site = np.unique(self.sites, return_inverse=True)
         combined: NDArray[np.intp] = self.folds * len(names) + site
         return combined
+
+    def at(self, site: str) -> Self:
+        """Return the same studies, of which only those of one site are known."""
+        return replace(self, known=self.known * (self.sites == site)[:, None])
 
     @classmethod
     def of(cls, folds: Sequence[FoldData]) -> Self:
@@ -98,6 +105,7 @@ def compare_json(
     *,
     seeds: int,
     folds: int | None,
+    crossed: Mapping[int, Rows] | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Return the content of ``compare.json``.
@@ -105,13 +113,22 @@ def compare_json(
     ``scores`` are outputs [A, S, N, W]. Every figure that ranks studies ranks those of one fold
     against each other, ``auroc_within_sites`` those of one fold and site. It is null where no
     fold has both classes; a macro figure is the mean over the labels that have one.
-    ``differences`` are the figures of arm ``a`` minus those of arm ``b``.
+    ``differences`` are the figures of arm ``a`` minus those of arm ``b``. ``cross_site`` of an arm
+    is what `cross_site_json` returns: of ``crossed`` (by the arm's number) where several models
+    were tested at every site, else of the arm's own scores under its regime's name.
     """
     figures = figures_of(scores, truth, resamples)
+    rows = [
+        (crossed or {}).get(index, {arm.regime: scores[index]}) for index, arm in enumerate(arms)
+    ]
     return {
         "schema": 1,
         "arms": [
-            _arm_json(arm, figures, index, scores[index], truth) for index, arm in enumerate(arms)
+            {
+                **_arm_json(arm, figures, index, scores[index], truth),
+                "cross_site": cross_site_json(rows[index], truth, resamples),
+            }
+            for index, arm in enumerate(arms)
         ],
         "differences": [
             {"a": a, "b": b}
@@ -123,6 +140,17 @@ def compare_json(
         "folds": folds,
         "resamples": resamples,
     }
+
+
+def cross_site_json(rows: Rows, truth: Truth, resamples: int) -> dict[str, dict[str, Any]]:
+    """Return the headline figure (``mean``, ``ci95``) of each row's models at each site."""
+    stacked = np.stack(list(rows.values()))
+    found: dict[str, dict[str, Any]] = {name: {} for name in rows}
+    for site in np.unique(truth.sites):
+        figure = figures_of(stacked, truth.at(site), resamples)[truth.measures.headline.key]
+        for number, name in enumerate(rows):
+            found[name][str(site)] = figure.macro(number).to_json()
+    return found
 
 
 def compared_pairs(arms: Sequence[Arm]) -> list[tuple[int, int]]:
@@ -164,7 +192,7 @@ def headline_of(scores: NDArray[np.float32], truth: Truth, site: str | None = No
         If a score is NaN: a model diverged.
     """
     if site is not None:
-        truth = replace(truth, known=truth.known * (truth.sites == site)[:, None])
+        truth = truth.at(site)
     figure = figures_of(scores[None], truth, resamples=0)[truth.measures.headline.key]
     return figure.itself(0)
 

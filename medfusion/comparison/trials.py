@@ -70,6 +70,7 @@ class Trial:
     ``personal`` scores each site's with the model that it made its own.
 
     ``arm`` says in words which arm (the first, if several share the run) it belongs to.
+    ``elsewhere`` are sites that take no part and are tested too, each with its data's digest.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Trial:
     config: RunConfig
     sites: tuple[SiteData, ...]
     personal: bool = False
+    elsewhere: tuple[tuple[SiteData, str], ...] = ()
 
 
 def deal_folds(sites: Sequence[SiteData], count: int | None) -> list[FoldData]:
@@ -129,8 +131,16 @@ def trials_of(arm: Arm, seed: int, data: FoldData) -> Iterator[Trial]:
         parts = (group, config_text(config), *digests, files)
         content = sha256_of(part.encode() for part in parts)
         name = "-".join([group, f"seed{seed}", *fold, content[:_DIGEST_CHARACTERS]])
-        personal = arm.regime == "personalised"
-        yield Trial(name, str(arm), config, taking_part, personal)
+        own = {site.name for site in taking_part}
+        others = [s for s in data.sites if arm.regime == "local" and s.name not in own]
+        yield Trial(
+            name,
+            str(arm),
+            config,
+            taking_part,
+            personal=arm.regime == "personalised",
+            elsewhere=tuple((site, data.digests[site.name]) for site in others),
+        )
 
 
 def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
@@ -141,21 +151,32 @@ def finish(trial: Trial, runner: Runner, *, out: Path) -> None:
     MedFusionError
         What stopped the run, headed by the arm and the run's name.
     """
-    folder = out / "runs" / trial.name
-    if (folder / _SCORES).exists():
+    folder, cache = out / "runs" / trial.name, out / "cache"
+    lacking = [path for path in _score_paths(trial, folder) if not path.exists()]
+    if not lacking:
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if not _has_run(trial, folder):
             path = folder / "config.toml"
             path.write_text(config_text(trial.config), encoding="utf-8")
-            cache = out / "cache"
             runner(trial.config, trial.sites, config_path=path, out=folder, cache=cache)
-        logits = _score(trial, folder, out / "cache")
+        for path in lacking:
+            _write_scores(path, _score(trial, folder, cache, _score_paths(trial, folder)[path]))
     except MedFusionError as error:
         raise type(error)(f"arm ({trial.arm}), run {trial.name}: {error}") from error
-    with replacing(folder / _SCORES, durable=True) as partial, partial.open("wb") as file:
-        np.save(file, logits, allow_pickle=False)
+
+
+def _score_paths(trial: Trial, folder: Path) -> dict[Path, SiteData | None]:
+    """Return where scores belong: of the sites that take part (None), and of each other one."""
+    digests = [(site, digest[:_DIGEST_CHARACTERS]) for site, digest in trial.elsewhere]
+    others = {folder / f"logits-{site.name}-{digest}.npy": site for site, digest in digests}
+    return {folder / _SCORES: None, **others}
+
+
+def _write_scores(path: Path, scores: NDArray[np.float32]) -> None:
+    with replacing(path, durable=True) as partial, partial.open("wb") as file:
+        np.save(file, scores, allow_pickle=False)
 
 
 def _has_run(trial: Trial, folder: Path) -> bool:
@@ -179,18 +200,36 @@ def scores_of(trial: Trial, *, out: Path) -> NDArray[np.float32]:
     return logits
 
 
-def _score(trial: Trial, folder: Path, cache: Path) -> NDArray[np.float32]:
-    """Score each site's test studies with the model that it uses."""
-    parts = []
-    for site in trial.sites:
-        model = folder / "model"
-        if trial.personal:
-            model = folder / DELIVERED / site.name / PERSONAL
-        elif _uses_delivered(trial.config):
-            model = folder / DELIVERED / site.name
-        saved = load_model(model)
-        parts.append(score_part(saved, site, TEST, cache=cache / site.name).logits)
+def scores_by_site(trial: Trial, *, out: Path) -> dict[str, NDArray[np.float32]]:
+    """Return the logits of a finished local trial at every site, by the site's name."""
+    (home,) = trial.sites
+    paths = _score_paths(trial, out / "runs" / trial.name)
+    return {
+        (home if site is None else site).name: np.load(path, allow_pickle=False)
+        for path, site in paths.items()
+    }
+
+
+def _score(
+    trial: Trial, folder: Path, cache: Path, elsewhere: SiteData | None
+) -> NDArray[np.float32]:
+    """Score the test studies of each site that takes part, or those of another one."""
+    if elsewhere is not None:
+        (home,) = trial.sites
+        return _score_at(elsewhere, _model_of(trial, home, folder), cache)
+    parts = [_score_at(site, _model_of(trial, site, folder), cache) for site in trial.sites]
     return np.concatenate(parts)
+
+
+def _model_of(trial: Trial, site: SiteData, folder: Path) -> Path:
+    """Return the folder of the model that a site uses."""
+    if trial.personal:
+        return folder / DELIVERED / site.name / PERSONAL
+    return folder / DELIVERED / site.name if _uses_delivered(trial.config) else folder / "model"
+
+
+def _score_at(site: SiteData, model: Path, cache: Path) -> NDArray[np.float32]:
+    return score_part(load_model(model), site, TEST, cache=cache / site.name).logits
 
 
 def _content_sha256(site: SiteData) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.data.columns import number_of
+from medfusion.data.columns import number_of, resolved_image
 from medfusion.data.findings import Finding
 from medfusion.data.site import FilesOptions
 from medfusion.data.table import read_table
@@ -52,7 +52,8 @@ def read_box_file(
     options: FilesOptions,
     *,
     study_column: str,
-    study_of_image: Sequence[tuple[str, str]],
+    images: Path,
+    study_of_image: Sequence[tuple[Path, str]],
 ) -> tuple[BoxRows, list[Finding]]:
     """Read a table of boxes, or COCO JSON if the file's name ends in ``.json``.
 
@@ -62,8 +63,10 @@ def read_box_file(
         How the site writes its tables.
     study_column
         The column of study ids in a table of boxes.
+    images
+        The folder that COCO JSON's names of images are relative to.
     study_of_image
-        Pairs of a file below the folder of images and a study: COCO JSON knows images only.
+        Pairs of an image's real path and a study: COCO JSON knows images only.
 
     Returns
     -------
@@ -77,7 +80,7 @@ def read_box_file(
     if not path.is_file():
         raise DataError(f"{path}: no such file of boxes; see [files] boxes")
     if path.suffix.lower() == ".json":
-        return _read_coco(path, study_of_image), []
+        return _read_coco(path, images, study_of_image), []
     table, findings = read_table(path, options)
     columns = (study_column, LABEL, *SIDES)
     for name in columns:
@@ -98,7 +101,7 @@ def _number(cell: str, decimal: str) -> float:
     return np.nan if number is None else number
 
 
-def _read_coco(path: Path, study_of_image: Sequence[tuple[str, str]]) -> BoxRows:
+def _read_coco(path: Path, images: Path, study_of_image: Sequence[tuple[Path, str]]) -> BoxRows:
     """Read ``images``, ``annotations`` and ``categories`` of a COCO file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -115,13 +118,15 @@ def _read_coco(path: Path, study_of_image: Sequence[tuple[str, str]]) -> BoxRows
             "category_id and bbox = [x, y, width, height]"
         ) from None
     studies = defaultdict(list)
-    for file, study in study_of_image:
-        studies[file].append(study)
+    for image, study in study_of_image:
+        studies[str(image)].append(study)
+    parents: dict[str, str] = {}  # a link to the folder or to a file is the same image
+    real = {file: resolved_image(images, file, parents) for _, file, *_ in found}
     # An image of several studies is drawn on once, for all of them.
     spread = [
         (number, study, label, sides)
         for number, file, label, sides in found
-        for study in studies.get(file, [""])
+        for study in studies.get(real[file], [""])
     ]
     return BoxRows(
         where=f"{path.name}, annotations",

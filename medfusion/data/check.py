@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.data.findings import Cells, Finding, near_misses, plural, rows_text
+from medfusion.data.dicom_check import header_findings
+from medfusion.data.dicom_tags import tag_of
+from medfusion.data.findings import Cells, Finding, Severity, near_misses, plural, rows_text
 from medfusion.data.identifiers import identifier_findings
-from medfusion.data.images import formats_of, unreadable_images
+from medfusion.data.images import formats_of, image_problems
 from medfusion.data.site import Site, load_site, mapping_findings, task_columns
 from medfusion.data.split import TRAIN, describe_torn_patients, patients_in_two_parts, split_of
 from medfusion.data.studies import Studies, local_name, validate_studies
@@ -142,17 +144,19 @@ def _split_findings(site: Site, studies: Studies, training: int) -> Iterator[Fin
 def _image_findings(
     site: Site, studies: Studies, table: Table, on_image: Callable[[int], None] | None
 ) -> Iterator[Finding]:
-    """Images that cannot be decoded, and files that several patients share."""
+    """Images that cannot be decoded, what DICOM headers hold, and files that patients share."""
     if site.task.image is None:
         return
     total = len(set(studies.images) - {None})
     report = (lambda: on_image(total)) if on_image else None
     where = table.where(local_name(site, site.task.image.column))
     cells = Cells.absent(where, studies.rows)
-    bad = unreadable_images(studies.images, site.task.image, report)
+    problems = np.array(image_problems(studies.images, site.task.image, report), dtype=np.str_)
     formats = formats_of(site.task.image)
-    message = f"expected a readable {formats} file, found a truncated or damaged one"
-    yield from cells.finding(bad, "image-unreadable", message)
+    for problem in sorted(set(problems.tolist()) - {""}):
+        message = f"expected a readable {formats} file: {problem}"
+        yield from cells.finding(problems == problem, "image-unreadable", message)
+    yield from header_findings(studies.images, where)
     owners = defaultdict(set)
     for path, patient in zip(studies.images, studies.patient_ids, strict=True):
         owners[path].add(patient)
@@ -216,6 +220,11 @@ def _missing_findings(site: Site, studies: Studies, table: Table) -> Iterator[Fi
         if source == "":
             message = "declared as not to be had at this site"
             yield Finding("note", "declared-absent", f"site.toml, [columns.{name}]", message)
+        elif (tag := tag_of(source)) is not None:
+            message = f"missing in {mask.sum():,} of {len(mask):,} studies ({mask.mean():.1%})"
+            severity: Severity = "warning" if mask.all() else "note"
+            if mask.any():
+                yield Finding(severity, "missing-rate", f"DICOM tag {tag}", message)
         elif source in table.columns and mask.all() and name not in site.task.label_columns:
             yield Finding("warning", "all-missing", table.where(source), "missing in every study")
         elif source in table.columns and mask.any():

@@ -63,7 +63,7 @@ def read_ids(cells: Cells) -> tuple[NDArray[np.str_], list[Finding]]:
 def read_images(
     cells: Cells, images: Path, allowed: Sequence[Path]
 ) -> tuple[tuple[Path | None, ...], list[Finding]]:
-    """Files that the cells name, relative to ``images``; none where blank or not there.
+    """Files or folders that the cells name, relative to ``images``; none where blank or not there.
 
     A name may not lead outside ``images`` (by ``..`` or as an absolute path), nor outside the
     ``allowed`` folders (through a symbolic link).
@@ -74,11 +74,11 @@ def read_images(
     found: list[Path | None] = []
     outside, absent = np.zeros((2, len(cells.text)), dtype=bool)
     for i, name in enumerate(cells.text):
-        path = _resolved(images, name, parents) if name else None
+        path = resolved_image(images, name, parents) if name else None
         named = os.path.normpath(os.path.join(inside, name))
         if path is not None and not (named.startswith(inside) and path.startswith(roots)):
             outside[i], path = True, None
-        elif path is not None and not _is_file(path):
+        elif path is not None and not _is_there(path):
             absent[i], path = True, None
         found.append(Path(path) if path else None)
     return tuple(found), [
@@ -167,8 +167,11 @@ def number_of(cell: str, decimal: str) -> float | None:
     return number if math.isfinite(number) and "_" not in cell else None
 
 
-def _resolved(images: Path, name: str, parents: dict[str, str]) -> str:
-    """Real path of an image; real paths of folders are remembered, as images share them."""
+def resolved_image(images: Path, name: str, parents: dict[str, str]) -> str:
+    """Return the real path of an image ``name`` below ``images``, whether it is there or not.
+
+    Real paths of folders are remembered in ``parents``, as images share them.
+    """
     parent, base = os.path.split(os.path.join(images, name))
     try:
         if base in ("", ".", "..") or os.path.islink(os.path.join(parent, base)):
@@ -180,8 +183,10 @@ def _resolved(images: Path, name: str, parents: dict[str, str]) -> str:
     return os.path.join(parents[parent], base)
 
 
-def _is_file(path: str) -> bool:
+def _is_there(path: str) -> bool:
+    """Whether there is a file, or a folder of files (see `medfusion.data.image_files`)."""
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
     except (OSError, ValueError):
         return False

@@ -97,7 +97,7 @@ class _Draft:
             return {}
         names = [name for name in self.table.columns[match.source] if name][:20]
         for root in (self.folder / "images", self.folder, beside, beside / "images"):
-            if any(os.path.isfile(root / name) for name in names if "\0" not in name):
+            if any(os.path.exists(root / name) for name in names if "\0" not in name):
                 inside = root.is_relative_to(self.folder)
                 return {"images": _relative(root, self.folder) if inside else str(root)}
         self.remarks["images"] = "the folder that the image names are relative to"

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from medfusion.atomic_files import write_atomically
+from medfusion.data.dicom import read_picture, read_tags
 from medfusion.data.findings import plural, rows_text
+from medfusion.data.image_files import content_digest, is_dicom, single_file
 from medfusion.data.task import ImageSpec
 from medfusion.data.volumes import decode_volume
 from medfusion.errors import DataError
@@ -26,14 +28,16 @@ from medfusion.errors import DataError
 Pixels = NDArray[np.uint8]
 
 _DECODER = 1  # raise it whenever decode_image comes to give other pixels
+_UNOPENED = "an image cannot be opened"
 _CHUNK_BYTES = 64 * 2**20
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def decode_image(path: Path, spec: ImageSpec) -> Pixels:
-    """Decode a PNG or JPEG file to uint8 [C, H, W] of the size in ``spec``.
+    """Decode a PNG, JPEG or DICOM file to uint8 [C, H, W] of the size in ``spec``.
 
-    With ``dims = 3`` it is a volume, see `medfusion.data.volumes.decode_volume`.
+    With ``dims = 3`` it is a volume, see `medfusion.data.volumes.decode_volume`. A folder stands
+    for the one file in it. How grey values of DICOM are shown: `medfusion.data.dicom.read_picture`.
 
     Grey, colour, palette and alpha (over black), 8 and 16 bit; the camera's orientation tag is
     applied; resized with antialiasing. Deep grey scans are brought to 8 bit by the smallest
@@ -47,8 +51,11 @@ def decode_image(path: Path, spec: ImageSpec) -> Pixels:
     """
     if spec.dims == 3:
         return decode_volume(path, spec)
+    file = single_file(path)
+    if is_dicom(file):
+        return _sized(read_picture(file).convert(_mode(spec)), spec)
     try:
-        data = path.read_bytes()
+        data = file.read_bytes()
     except OSError as error:
         raise DataError(f"an image cannot be opened ({error.strerror})") from None
     return _decode(data, spec)
@@ -60,10 +67,14 @@ def stored_size(path: Path) -> tuple[int, int] | None:
     Only the file's head is read. The camera's orientation tag is applied, as in decoding.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        file = single_file(path)
+        if is_dicom(file):
+            tags = read_tags(file, ["Columns", "Rows"])
+            return int(tags["Columns"]), int(tags["Rows"])
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
             width, height = image.size
             on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except (*_DAMAGED, Image.DecompressionBombError):
+    except (*_DAMAGED, Image.DecompressionBombError, DataError, KeyError):
         return None
     return (height, width) if on_its_side else (width, height)
 
@@ -93,9 +104,9 @@ class ImageCache:
         return np.memmap(self._folder / "pixels.u8", dtype=np.uint8, mode="r", shape=shape)
 
     def digests(self, paths: Sequence[Path | None]) -> list[str]:
-        """Return the SHA-256 of each image file; empty for a missing or unreadable one."""
+        """Return the SHA-256 of each image; empty for a missing or unreadable one."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(lambda path: _digest(path) if path else "", paths))
+            return list(pool.map(lambda path: content_digest(path) if path else "", paths))
 
     def rows(
         self,
@@ -119,8 +130,8 @@ class ImageCache:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             unreadable = self._add(digests, pool, on_decode)
         if unreadable:
-            bad = [i for i, path in enumerate(paths) if path and digests[path] in unreadable]
-            raise DataError(_describe_unreadable(bad, table_rows, self._spec))
+            problems = [unreadable.get(digests[path], "") if path else "" for path in paths]
+            raise DataError(_describe_unreadable(problems, table_rows, self._spec))
         return np.array(
             [-1 if path is None else self._rows[digests[path]] for path in paths],
             dtype=np.int64,
@@ -131,10 +142,10 @@ class ImageCache:
         digests: dict[Path, str],
         pool: ThreadPoolExecutor,
         on_decode: Callable[[], None] | None,
-    ) -> set[str]:
-        """Decode and append what is not there yet; return the digests that cannot be decoded."""
+    ) -> dict[str, str]:
+        """Decode and append what is not there yet; return why digests cannot be decoded."""
         self._read_index()
-        unreadable = {""} & set(digests.values())
+        unreadable = {"": _UNOPENED} if "" in digests.values() else {}
         new = {
             digest: path for path, digest in digests.items() if digest and digest not in self._rows
         }
@@ -147,10 +158,10 @@ class ImageCache:
             for start in range(0, len(todo), chunk):
                 part = todo[start : start + chunk]
                 decoded: dict[str, Pixels] = {}
-                images = pool.map(partial(_decode_or_none, spec=self._spec), [p for _, p in part])
+                images = pool.map(partial(_decoded_or_why, spec=self._spec), [p for _, p in part])
                 for (digest, _), image in zip(part, images, strict=True):
-                    if image is None:
-                        unreadable.add(digest)
+                    if isinstance(image, str):
+                        unreadable[digest] = image
                     else:
                         decoded[digest] = image
                     if on_decode:
@@ -194,69 +205,72 @@ class ImageCache:
 
 def formats_of(spec: ImageSpec) -> str:
     """Name the formats that are read."""
-    return "NIfTI, npz or npy" if spec.dims == 3 else "PNG or JPEG"
+    return "NIfTI, npz, npy or DICOM" if spec.dims == 3 else "PNG, JPEG or DICOM"
 
 
-def unreadable_images(
+def image_problems(
     paths: Sequence[Path | None], spec: ImageSpec, on_decode: Callable[[], None] | None = None
-) -> NDArray[np.bool_]:
-    """Try every image and mark those that cannot be decoded: bool [N]; nothing is written."""
+) -> list[str]:
+    """Try every image and say why it cannot be decoded, "" where it can; nothing is written."""
     files = list(dict.fromkeys(path for path in paths if path is not None))
-    damaged = set()
+    problems: dict[Path | None, str] = {None: ""}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, bad in zip(files, pool.map(partial(_is_damaged, spec=spec), files), strict=True):
-            if bad:
-                damaged.add(path)
+        for path, why in zip(files, pool.map(partial(_problem, spec=spec), files), strict=True):
+            problems[path] = why
             if on_decode:
                 on_decode()
-    return np.array([path in damaged for path in paths], dtype=bool)
+    return [problems[path] for path in paths]
 
 
-def _is_damaged(path: Path, spec: ImageSpec) -> bool:
-    return _decode_or_none(path, spec) is None
+def _problem(path: Path, spec: ImageSpec) -> str:
+    image = _decoded_or_why(path, spec)
+    return image if isinstance(image, str) else ""
 
 
-def _decode_or_none(path: Path, spec: ImageSpec) -> Pixels | None:
+def _decoded_or_why(path: Path, spec: ImageSpec) -> Pixels | str:
     try:
         return decode_image(path, spec)
-    except DataError:
-        return None
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file's content, or nothing if it cannot be opened."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
+    except DataError as error:
+        return str(error)
 
 
 def _describe_unreadable(
-    bad: Sequence[int], table_rows: Sequence[int] | NDArray[np.int64] | None, spec: ImageSpec
+    problems: Sequence[str], table_rows: Sequence[int] | NDArray[np.int64] | None, spec: ImageSpec
 ) -> str:
-    where = "`medfusion site check` names the rows"
-    if table_rows is not None:
-        where = rows_text(table_rows[i] for i in bad)
+    found = []
+    for problem in sorted(set(problems) - {""}):
+        bad = [i for i, other in enumerate(problems) if other == problem]
+        where = "`medfusion site check` names the rows"
+        if table_rows is not None:
+            where = rows_text(table_rows[i] for i in bad)
+        found.append(f"{plural(len(bad), 'image')} ({where}): {problem}")
     return (
-        f"table of studies, column {spec.column!r}: {plural(len(bad), 'image')} ({where}): "
-        f"expected readable {formats_of(spec)} files, found truncated or damaged ones; export them "
-        "again or blank the cells"
+        f"table of studies, column {spec.column!r}: expected readable {formats_of(spec)} files, "
+        f"found {'; '.join(found)}; export them again or blank the cells"
     )
 
 
 def _decode(data: bytes, spec: ImageSpec) -> Pixels:
-    height, width = spec.size[:2]
-    mode = "L" if spec.channels == 1 else "RGB"
+    height, width = spec.plane
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            image.draft(mode, (2 * width, 2 * height))  # large JPEG: decode at a lower resolution
-            flat = _flatten(image, mode)
-            resized = flat.resize((width, height), Image.Resampling.BILINEAR)
+            # large JPEG: decode at a lower resolution
+            image.draft(_mode(spec), (2 * width, 2 * height))
+            return _sized(_flatten(image, _mode(spec)), spec)
     except (*_DAMAGED, Image.DecompressionBombError):
         raise DataError(
             "an image is not a readable PNG or JPEG file (truncated or damaged)"
         ) from None
+
+
+def _mode(spec: ImageSpec) -> str:
+    return "L" if spec.channels == 1 else "RGB"
+
+
+def _sized(image: Image.Image, spec: ImageSpec) -> Pixels:
+    """Resize an 8-bit image, with antialiasing: [C, H, W]."""
+    height, width = spec.plane
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.uint8)
     return np.ascontiguousarray(pixels.reshape(height, width, -1).transpose(2, 0, 1))
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from medfusion.data.dicom_tags import tag_of, tag_problem
 from medfusion.data.findings import Finding, nearest
 from medfusion.data.task import (
     BinaryFeature,
@@ -84,7 +85,8 @@ Cell = Annotated[str, BeforeValidator(_as_cell)]
 class ColumnOptions(Options):
     """Section ``[columns.X]``: how the local table says what the task calls X.
 
-    ``from`` names the local column; an empty name declares that this site does not have it.
+    ``from`` names the local column; an empty name declares that this site does not have it. A
+    feature may come from a tag of the study's DICOM image: ``from = "dicom:ViewPosition"``.
     ``map`` replaces whole cells (an empty replacement means missing) before a number is read;
     a number then becomes ``number * scale + offset``.
     """
@@ -252,6 +254,11 @@ def _mapping_problems(name: str, column: ColumnOptions, task: Task) -> list[str]
     problems = []
     if column.source == "" and name in (task.task.patient, task.task.study):
         problems.append("every site needs this column, so `from` must name it")
+    tag = tag_of(column.source)
+    if tag is not None and (name not in task.features or task.image is None):
+        problems.append("tags of DICOM images are for features, of tasks with [image]")
+    elif tag is not None and (wrong_tag := tag_problem(tag)) is not None:
+        problems.append(wrong_tag)
     if (column.scale, column.offset) != (1, 0) and not isinstance(feature, NumericFeature):
         problems.append("scale and offset are for numeric columns")
     if isinstance(feature, NumericFeature):

@@ -16,12 +16,13 @@ from medfusion.data.columns import (
     read_images,
     read_split,
 )
+from medfusion.data.dicom_tags import tag_cells, tag_of
 from medfusion.data.findings import Cells, Finding, near_misses, plural, raise_errors, rows_text
 from medfusion.data.labels import label_array
 from medfusion.data.site import ColumnOptions, Site
 from medfusion.data.study_boxes import add_boxes
 from medfusion.data.table import Table, read_table
-from medfusion.data.task import Feature
+from medfusion.data.task import Feature, Task
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +58,21 @@ class Studies:
     notes: tuple[str | None, ...]
     split_column: NDArray[np.int8] | None = None
     boxes: Boxes | None = None
+
+    @classmethod
+    def none(cls, task: Task) -> Self:
+        """Return no study at all, of the shapes that the task gives."""
+        boxes = Boxes.none(0, task.most_boxes) if task.detects else None
+        return cls(
+            study_ids=np.zeros(0, dtype=np.str_),
+            patient_ids=np.zeros(0, dtype=np.str_),
+            rows=np.zeros(0, dtype=np.int64),
+            features=np.zeros((0, len(task.features))),
+            labels=np.zeros((0, len(task.labels.names)), dtype=np.float32),
+            images=(),
+            notes=(),
+            boxes=boxes,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,8 +161,8 @@ def validate_studies(
 
     Unless ``labelled``, labels and boxes are unknown and there is no split, whatever the files say.
     """
-    reader = _Reader(site, table)
-    task = site.task
+    reader, task = _Reader(site, table), site.task
+    reader.find_images()
     study_ids, patient_ids = reader.ids(task.task.study), reader.ids(task.task.patient)
     features = [reader.cells_of(name, feature) for name, feature in task.features.items()]
     n = len(table)
@@ -159,7 +175,7 @@ def validate_studies(
         rows=table.rows,
         features=np.stack(features, axis=1) if features else np.zeros((n, 0)),
         labels=label_array(np.stack(labels, axis=1), task),
-        images=reader.images() if task.image else (None,) * n,
+        images=tuple(reader.images),
         notes=reader.notes(task.text.column) if task.text else (None,) * n,
         split_column=reader.split() if labelled else None,
     )
@@ -181,6 +197,7 @@ class _Reader:
     site: Site
     table: Table
     findings: list[Finding] = field(default_factory=list)
+    images: list[Path | None] = field(default_factory=list)
 
     def report(self, code: str, where: str, message: str) -> None:
         self.findings.append(Finding("error", code, where, message))
@@ -191,6 +208,9 @@ class _Reader:
     def cells(self, name: str) -> Cells:
         """Text of the local column for a task's column; blank if it is absent or declared so."""
         source = local_name(self.site, name)
+        tag = tag_of(source) if name in self.site.task.features else None
+        if tag is not None:
+            return Cells(f"DICOM tag {tag}", self.table.rows, tag_cells(self.images, tag))
         where = self.table.where(source)
         if source in self.table.columns and source:
             return Cells(where, self.table.rows, self.table.columns[source])
@@ -225,14 +245,17 @@ class _Reader:
             return np.full(len(self.table), np.nan)
         return self.cells_of(name, self.site.task.label_cells)
 
-    def images(self) -> tuple[Path | None, ...]:
-        assert self.site.task.image is not None
+    def find_images(self) -> None:
+        """Look for the images, before columns that may be taken from their tags."""
+        if self.site.task.image is None:
+            self.images.extend([None] * len(self.table))
+            return
         cells = self.cells(self.site.task.image.column)
         # A relative folder must stay at the site; an absolute one is the hospital's own choice.
         chosen = [self.site.images] if self.site.config.files.images.is_absolute() else []
         images, findings = read_images(cells, self.site.images, [self.site.folder, *chosen])
+        self.images.extend(images)
         self.findings.extend(findings)
-        return images
 
     def notes(self, name: str) -> tuple[str | None, ...]:
         return tuple(text or None for text in self.cells(name).text)

@@ -33,17 +33,17 @@ def add_boxes(
         The place of each label that the table has a column for.
     """
     names, most = site.task.labels.names, site.task.most_boxes
-    folder = site.images
     files = [
-        (path.relative_to(folder).as_posix(), str(study))
+        (path, str(study))
         for path, study in zip(studies.images, studies.study_ids, strict=True)
-        if path is not None and path.is_relative_to(folder)
+        if path is not None
     ]
     try:
         drawn, findings = read_box_file(
             site.boxes,
             site.config.files,
             study_column=site.task.task.study,
+            images=site.images,
             study_of_image=files,
         )
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Volumes: from NIfTI or numpy files to voxels of the task's size.
+"""Volumes: from NIfTI, numpy or DICOM files to voxels of the task's size.
 
 Nothing is learned from other patients: intensities are brought to eight bits by the task's public
 window, or by the volume's own percentiles.
@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.data.image_files import image_files, is_dicom, single_file
+from medfusion.data.intensities import Floats, to_255
 from medfusion.data.task import ImageSpec
 from medfusion.errors import DataError
 
 NIFTI = (".nii", ".nii.gz")
 ARRAYS = (".npz", ".npy")
 _KEY, _SPACING_KEY = "volume", "spacing"
-_PERCENTILES = (0.5, 99.5)
-_TINY = 1e-30  # a volume of one value is black
 _MOST_VOXELS = 2**28  # a whole-body CT has some 1.5e8
-
-Floats = NDArray[np.float32]
 
 _DAMAGED = (
     *(OSError, ValueError, TypeError, EOFError, LookupError, NotImplementedError),
@@ -39,6 +37,8 @@ def decode_volume(path: Path, spec: ImageSpec) -> NDArray[np.uint8]:
     - NIfTI files are turned to RAS by their affine, and bring their spacing.
     - A ``.npy`` file holds one array, an ``.npz`` file one array, or ``volume`` and ``spacing``
       (three numbers, in mm; 1 where it is not there). Their axes are taken to be RAS.
+    - DICOM: a folder of slices, or one file of many frames, turned to RAS, in the modality's unit
+      (see `medfusion.data.dicom_volume`). Windows in the files are not heeded.
     - With ``spec.spacing`` the volume is resampled to it, and cut or filled up with 0 around its
       centre; without, the whole of it is resampled to the size.
     - Eight-bit volumes without ``spec.window`` keep their values.
@@ -54,7 +54,7 @@ def decode_volume(path: Path, spec: ImageSpec) -> NDArray[np.uint8]:
     if voxels.ndim != 3 or 0 in voxels.shape or voxels.size > _MOST_VOXELS:
         raise DataError("a volume does not have three dimensions of a sensible size")
     if voxels.dtype != np.uint8 or spec.window is not None:
-        voxels = _to_255(voxels.astype(np.float32), spec.window)
+        voxels = to_255(voxels.astype(np.float32), spec.window)
     values = voxels.astype(np.float32)
     if spec.spacing is None:
         values = resample(values, spec.size)
@@ -99,20 +99,14 @@ def _centred(values: Floats, size: tuple[int, ...]) -> Floats:
     return np.pad(inner, [(n // 2, n - n // 2) for n in lacking])
 
 
-def _to_255(values: Floats, window: tuple[float, float] | None) -> Floats:
-    """Bring the window, or the range between two percentiles, to 0 to 255."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise DataError("a volume holds no finite value")
-    ends = np.percentile(values[finite], _PERCENTILES) if window is None else window
-    low, high = (float(end) for end in ends)
-    share = (np.where(finite, values, low) - low) / max(high - low, _TINY)
-    found: Floats = (255.0 * np.clip(share, 0.0, 1.0)).astype(np.float32)
-    return found
-
-
 def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
     """Return the voxels and their spacing in mm."""
+    files = image_files(path)
+    if is_dicom(files[0]):
+        from medfusion.data.dicom_volume import read_dicom_volume
+
+        return read_dicom_volume(files, _MOST_VOXELS)
+    path = single_file(path)
     name = path.name.lower()
     try:
         if name.endswith(NIFTI):
@@ -124,7 +118,7 @@ def _read(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
             f"a volume cannot be read (truncated, damaged or of another format: "
             f"{type(error).__name__})"
         ) from None
-    raise DataError(f"a volume is not one of {', '.join((*NIFTI, *ARRAYS))}")
+    raise DataError(f"a volume is not one of {', '.join((*NIFTI, *ARRAYS))} or DICOM")
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:

@@ -66,4 +66,10 @@ def detection_json(counts: NDArray[Any] | None, names: Sequence[str]) -> dict[st
 def _figures(counts: FloatArray) -> FloatArray:
     """Return the figures [F] of one label's counts [T, 2, 1 + S]."""
     misses, hits = counts[:, 0, :0:-1], counts[:, 1, :0:-1]
-    return figures_of_counts(hits, misses, float(counts[0, 1].sum()))
+    return figures_of_counts(hits, misses, float(detection_boxes(counts)))
+
+
+def detection_boxes(counts: NDArray[Any]) -> NDArray[Any]:
+    """Return how many boxes are drawn, found or not, [...] of counts [..., T, 2, 1 + S]."""
+    boxes: NDArray[Any] = counts[..., 0, 1, :].sum(axis=-1)
+    return boxes

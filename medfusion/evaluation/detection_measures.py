@@ -106,6 +106,10 @@ class DetectionMeasures(Measures):
         """Return the histograms of studies without negative cells."""
         return self._studies.score_counts(self._parts(total)[0], noise=noise)
 
+    def box_counts(self, total: NDArray[Any]) -> FloatArray | None:
+        """Return the counts of detections in a release; None under privacy."""
+        return self._parts(total)[1]
+
     def _parts(self, total: NDArray[Any]) -> tuple[FloatArray, FloatArray | None]:
         """Return the histograms of studies and the counts of detections."""
         if total.ndim == 3:

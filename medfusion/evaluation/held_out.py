@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medfusion.evaluation.decision_curve import decision_curve_json
 from medfusion.evaluation.intervals import patient_bootstrap
-from medfusion.evaluation.metrics import metrics_from_logits
+from medfusion.evaluation.metrics import (
+    check_logits,
+    counts_at_scores,
+    metrics_from_counts,
+    sigmoid,
+)
+from medfusion.evaluation.operating_points import operating_points
 
 
 def held_out_json(
@@ -36,10 +43,16 @@ def held_out_json(
     dict
         ``patients``, ``studies``, ``auroc_macro`` (``mean``, ``ci95``), ``auprc_macro``,
         ``brier``, ``ece`` (means over labels), and for each of ``labels``: ``auroc`` (``mean``,
-        ``ci95``), ``auprc``, ``brier``, ``ece``, ``positives``, ``negatives``, ``unknown``.
-        None where undefined.
+        ``ci95``), ``auprc``, ``brier``, ``ece``, ``positives``, ``negatives``, ``unknown``. Also,
+        overall and for each label, ``sensitivity_at_90_specificity`` and
+        ``specificity_at_90_sensitivity`` (``mean``, ``ci95``); for each label ``decision_curve``
+        (``thresholds``, ``model``, ``all``). None where undefined.
     """
-    figures = metrics_from_logits(logits, labels, known)
+    check_logits(logits)
+    counts, scores = counts_at_scores(logits, labels, known)
+    probabilities = [sigmoid(each) for each in scores]
+    figures = metrics_from_counts(counts, probabilities)
+    points = operating_points(logits, labels, known, patients)
     bootstrap = patient_bootstrap(logits[None], labels, known, patients)
     positives = ((labels > 0) & (known > 0)).sum(axis=0)
     answered = (known > 0).sum(axis=0)
@@ -50,12 +63,15 @@ def held_out_json(
         "auprc_macro": figures.auprc_macro,
         "brier": figures.brier_macro,
         "ece": figures.ece_macro,
+        **{key: point.macro(0).to_json() for key, point in points.items()},
         "labels": {
             name: {
                 "auroc": bootstrap.auroc.label(0, column).to_json(),
                 "auprc": figures.auprc[column],
                 "brier": figures.brier[column],
                 "ece": figures.ece[column],
+                **{key: point.label(0, column).to_json() for key, point in points.items()},
+                "decision_curve": decision_curve_json(counts[column], probabilities[column]),
                 "positives": int(positives[column]),
                 "negatives": int(answered[column] - positives[column]),
                 "unknown": int(len(logits) - answered[column]),

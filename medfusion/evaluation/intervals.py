@@ -232,8 +232,8 @@ class _Label:
         self._weights, self._group = weights, group
         self._negatives, self._positives = negatives, positives
         count = int(group.max(initial=0)) + 1
-        self._against = _sums(weights, negatives, group[negatives], count)  # [G, R]
-        self._found = _sums(weights, positives, group[positives], count)
+        self._against = sums_by_group(weights, negatives, group[negatives], count)  # [G, R]
+        self._found = sums_by_group(weights, positives, group[positives], count)
         self._mixed = self._against > 0
         self._pairs = (self._found * self._against).sum(axis=0)
         self._counted = (self._found * self._mixed).sum(axis=0)
@@ -248,7 +248,7 @@ class _Label:
         place = self._group * len(values) + place  # group by group, by score within each
         levels, level = np.unique(place[self._positives], return_inverse=True)
         home = levels // max(len(values), 1)
-        hits = _sums(self._weights, self._positives, level, len(levels))
+        hits = sums_by_group(self._weights, self._positives, level, len(levels))
         below, not_above = self._negatives_of(levels, home, place[self._negatives])
         figures = np.full((2, self._weights.shape[1]), np.nan)
         won = (hits * (below + not_above)).sum(axis=0) / 2
@@ -267,15 +267,25 @@ class _Label:
         """Return the group's negatives below each level, and not above it, both [K, R]."""
         # Slot 2k+1 holds the negatives at levels[k]; even slots those between two levels.
         slot = np.searchsorted(levels, place, "left") + np.searchsorted(levels, place, "right")
-        upto = np.cumsum(_sums(self._weights, self._negatives, slot, 2 * len(levels) + 1), axis=0)
+        upto = np.cumsum(
+            sums_by_group(self._weights, self._negatives, slot, 2 * len(levels) + 1), axis=0
+        )
         of_groups_before = (np.cumsum(self._against, axis=0) - self._against)[home]
         return upto[:-1:2] - of_groups_before, upto[1::2] - of_groups_before
 
 
-def _sums(
+def sums_by_group(
     weights: FloatArray, studies: NDArray[np.intp], group: NDArray[Any], count: int
 ) -> FloatArray:
-    """Return the summed weights [count, R] of the studies in each group; empty groups have 0."""
+    """Return the summed weights [count, R] of the studies in each group; empty groups have 0.
+
+    Parameters
+    ----------
+    weights
+        [N, R]
+    studies, group
+        Positions of some of the studies, and the group of each, from 0.
+    """
     order = np.argsort(group, kind="stable")
     filled, first = np.unique(group[order], return_index=True)
     sums = np.zeros((count, weights.shape[1]))

@@ -9,7 +9,7 @@
    ``outputs`` returns the same logits, beside those of the modalities' own heads.
    A detector's row is [D, 6], see `medfusion.models.mdf_net`. Its training inputs also hold
    ``boxes`` float32 [B, M, 4], corners in pixels, and ``box_classes`` int64 [B, M], from 1, 0
-   where there is no box; with them it returns, in training mode, its losses [B, 4].
+   where there is no box; with them it returns, in training mode, its losses [B, 4 or 5].
 2. A row of the output depends on that row of the inputs alone.
 3. Parameters live in leaf layers that receive one tensor; activations are out of place; lookups
    are expanded to [B, n]. So a layer's input and the gradient of its output say what each sample

@@ -21,8 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from medfusion.models.blocks.attention import Attention
-from medfusion.models.blocks.encoders import Encoder, Inside, generate, run
-from medfusion.models.blocks.generated import Columns, Embedding, Generated
+from medfusion.models.blocks.encoders import Encoder
+from medfusion.models.blocks.generated import (
+    Columns,
+    Embedding,
+    Generated,
+    column_rows,
+    generate,
+    run,
+)
+from medfusion.models.blocks.inside import Inside
 from medfusion.models.blocks.learned import LearnedTokens
 from medfusion.models.blocks.modulation import Gates, Modulation
 from medfusion.models.contract import Model
@@ -129,8 +137,4 @@ class HyperFusion(Model):
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
         """Name the weight of every layer that reads columns."""
-        return {
-            f"{name}.tabular.weight": FeatureAxis(1, layer.values)
-            for name, layer in self.named_modules()
-            if isinstance(layer, Columns)
-        }
+        return column_rows(self)

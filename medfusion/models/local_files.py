@@ -10,7 +10,7 @@ from pathlib import Path
 from medfusion.data.task import Task
 from medfusion.digests import file_sha256
 from medfusion.errors import ConfigError
-from medfusion.models.options import HyperFusionOptions, MedFusionNetOptions, ModelOptions
+from medfusion.models.options import WITH_INIT, HyperFusionOptions, ModelOptions
 from medfusion.models.pretrained import find_init, init_files
 from medfusion.models.registry import modalities_of
 
@@ -39,7 +39,7 @@ def local_files_sha256(options: ModelOptions, task: Task) -> str:
 
 
 def _local_files(options: ModelOptions, task: Task) -> Iterator[Path]:
-    if isinstance(options, MedFusionNetOptions) and options.init is not None:
+    if isinstance(options, WITH_INIT) and options.init is not None:
         yield from (path for path in init_files(find_init(options.init)) if path.is_file())
     if isinstance(options, HyperFusionOptions) or "text" not in modalities_of(options, task):
         return

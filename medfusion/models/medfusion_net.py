@@ -6,7 +6,7 @@
 - Text: a token per word piece, from a (frozen) language encoder.
 - Each modality adds a learned token that says whether it is there.
 - Optional: gates, a head for each modality beside the fused one, label states, a linear path
-  beside the network (see `medfusion.models.options`).
+  beside the network, columns that reach into the image streams (see `medfusion.models.options`).
 
 Shapes: B batch, C channels, H height, W width, N image tokens, K columns, V values of a column
 (3 + L), T text tokens, L labels.
@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medfusion.models.blocks.gating import TokenGate
+from medfusion.models.blocks.generated import Embedding, column_rows, generate
 from medfusion.models.blocks.heads import PooledHead, QueryHead
 from medfusion.models.blocks.image_streams import ImageStreams, StreamSizes
+from medfusion.models.blocks.inside import Inside
 from medfusion.models.blocks.linear_path import LinearPath
+from medfusion.models.blocks.modulation import Gates, Modulation
+from medfusion.models.blocks.spatialisation import PyramidFusion
 from medfusion.models.blocks.tokens import Memory, StateToken, TabularTokens, TextTokens
 from medfusion.models.blocks.unimodal import UnimodalLabels, UnimodalPooled
 from medfusion.models.contract import FUSED, LABEL_STATES, Model
-from medfusion.models.options import MedFusionNetOptions
+from medfusion.models.options import TRANSITIONS, MedFusionNetOptions
 from medfusion.models.spec import FeatureAxis, InputSpec
 
 
@@ -84,9 +88,9 @@ class ImageMemory(nn.Module):
         )
         self.state = StateToken(sizes.width)
 
-    def forward(self, image_BCHW: Tensor, present_B: Tensor) -> Memory:
-        """Return the memory of 1 + N tokens."""
-        tokens_BND = self.streams(image_BCHW)
+    def forward(self, image_BCHW: Tensor, present_B: Tensor, inside: Inside) -> Memory:
+        """Return the memory of 1 + N tokens; ``inside`` is what the columns do to the maps."""
+        tokens_BND = self.streams(image_BCHW, inside)
         keep_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
         memory: Memory = self.state(tokens_BND, keep_BN, present_B)
         return replace(memory, log_share=functional.pad(self.streams.log_share, (1, 0)))
@@ -137,6 +141,31 @@ class MedFusionNet(Model):
         text_width = self.text_encoder.width if "text" in self.modalities else None
         linear = LinearPath(spec, self.modalities, text_width) if options.linear_path else None
         self.linear = linear
+        self._build_inside(options, spec, width)
+
+    def _build_inside(self, options: MedFusionNetOptions, spec: InputSpec, width: int) -> None:
+        """Add what the columns do inside the image streams."""
+        self._fusion = fusion = options.fusion
+        self.clinical = None
+        if fusion in ("film", "daft"):
+            channels = self.image.streams.input_channels[-1]
+            self.modulation = Modulation(spec, channels, sees_image=fusion == "daft")
+        elif fusion == "interactive":
+            self.gates = Gates(spec, self.image.streams.input_channels)
+        elif fusion == "hyperfusion":
+            self.embedding = Embedding(spec, options.embedding)
+            generate(
+                self.image.streams.transitions,
+                options.generated_layers,
+                embedding=options.embedding,
+                rank=options.rank,
+                prefix=TRANSITIONS,
+            )
+        if options.fusion_3d != "none":
+            size = self.image.streams.finest
+            self.clinical = PyramidFusion(
+                spec.columns, spec.column_values, width, size, options.fusion_3d
+            )
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, L]."""
@@ -164,7 +193,8 @@ class MedFusionNet(Model):
         """Return the memory of each modality; ``states_BPS`` are the states of the notes."""
         memories: list[Memory] = []
         if "image" in self.modalities:
-            memories.append(self.image(inputs["image"], inputs["image_present"]))
+            inside = self._inside(inputs)
+            memories.append(self.image(inputs["image"], inputs["image_present"], inside))
         if "tabular" in self.modalities:
             memories.append(self.tabular(inputs["tabular"]))
         if "text" in self.modalities:
@@ -172,17 +202,31 @@ class MedFusionNet(Model):
             memories.append(self.text(states_BPS, inputs["tokens"]))
         return memories
 
+    def _inside(self, inputs: dict[str, Tensor]) -> Inside:
+        """Return what the columns do inside the image streams."""
+        tabular_BKV = inputs.get("tabular") if "tabular" in self.modalities else None
+        return Inside(
+            tabular_BKV,
+            self.embedding(tabular_BKV) if self._fusion == "hyperfusion" else None,
+            gates=self.gates if self._fusion == "interactive" else None,
+            modulation=self.modulation if self._fusion in ("film", "daft") else None,
+            spread=self.clinical,
+        )
+
     def label_biases(self) -> list[nn.Parameter]:
         """Name the bias of every head."""
         heads: list[Any] = [self.head, *self.unimodal.values()]
         return [head.label_bias for head in heads]
 
     def feature_rows(self) -> dict[str, FeatureAxis]:
-        """Name the table of the columns' affine maps, a row each, and the linear path's weight."""
+        """Name the tables of the columns' affine maps, a row each, and what is linear in them."""
         if "tabular" not in self.modalities:
             return {}
+        rows = {"tabular.maps.weight": FeatureAxis(0, 1), **column_rows(self)}
+        if self.clinical is not None:
+            rows["clinical.tabular.tokens.maps.weight"] = FeatureAxis(0, 1)
         linear = {} if self.linear is None else self.linear.feature_rows("linear")
-        return {"tabular.maps.weight": FeatureAxis(0, 1), **linear}
+        return {**rows, **linear}
 
 
 def _make_head(

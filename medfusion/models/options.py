@@ -7,7 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from medfusion.options import Options
 
 Modality = Literal["image", "tabular", "text"]
+Fusion3d = Literal["none", "sum", "concat", "gated"]
 MODALITIES: tuple[Modality, ...] = ("image", "tabular", "text")
+TRANSITIONS = "image.streams.transitions."  # of MedFusionNet's convolutional stream
 
 
 def _ordered(value: tuple[Modality, ...]) -> tuple[Modality, ...]:
@@ -37,7 +39,48 @@ class TextOptions(Options):
     pooling: Literal["tokens", "mean"] = "tokens"
 
 
-class MedFusionNetOptions(Options):
+def asked(options: Options, *keys: str) -> list[str]:
+    """Return which of ``keys`` have another than their usual value.
+
+    A resolved config names every key: what has its usual value was not asked for.
+    """
+    usual = type(options).model_fields
+    return [key for key in keys if getattr(options, key) != usual[key].default]
+
+
+class GeneratingOptions(Options):
+    """Options of a model whose fusion may generate layers from the tabular data.
+
+    Attributes
+    ----------
+    fusion
+        How tabular data meet the image; each model has its own choice.
+    generated
+        With ``fusion = "hyperfusion"``: names of the layers whose weights are generated; unset:
+        each model's usual ones.
+    embedding
+        Numbers that the tabular data are brought to before weights are made of them.
+    rank
+        Of the generated part of each weight matrix; unset: full.
+    """
+
+    fusion: str
+    generated: tuple[str, ...] | None = None
+    embedding: int = Field(default=8, ge=1, le=256)
+    rank: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _generated_layers_belong_to_hyperfusion(self) -> Self:
+        idle = asked(self, "generated", "rank", "embedding")
+        if self.fusion != "hyperfusion" and idle:
+            raise ValueError(
+                f"fusion = {self.fusion!r} generates no layers: expected no "
+                f"{' and no '.join(sorted(idle))}, or fusion = 'hyperfusion'"
+            )
+        return self
+
+
+class MedFusionNetOptions(GeneratingOptions):
     """Every part of MedFusionNet that a run may choose; each switch serves an ablation.
 
     Attributes
@@ -82,6 +125,16 @@ class MedFusionNetOptions(Options):
     linear_path
         Adds to each label's logit a linear function of fixed features of each modality: wavelets
         of the image, the tabular columns, the mean state of the note (Cheng et al. 2016).
+    fusion
+        What the tabular columns do inside the convolutional stream, besides being read by the
+        head: ``none``; ``film`` or ``daft`` (scale and shift the map that enters the last stage);
+        ``interactive`` (scale every stage's input); ``hyperfusion`` (generate layers).
+    generated, embedding, rank
+        See `GeneratingOptions`; layers ``image.streams.transitions.0.conv`` to ``2``. Unset: the
+        last of them.
+    fusion_3d
+        Clinical data as a map, fused with every level of the feature pyramid: as in
+        `MdfNetOptions`.
     """
 
     name: Literal["medfusion_net"] = "medfusion_net"
@@ -100,6 +153,8 @@ class MedFusionNetOptions(Options):
     auxiliary_heads: float = Field(default=0.0, ge=0)
     masked_labels: float = Field(default=0.0, ge=0, lt=1)
     linear_path: bool = True
+    fusion: Literal["none", "film", "daft", "interactive", "hyperfusion"] = "none"
+    fusion_3d: Fusion3d = "none"
     text: TextOptions = TextOptions()
 
     @field_validator("size", mode="before")
@@ -152,7 +207,22 @@ class MedFusionNetOptions(Options):
                 f"masked_labels = {self.masked_labels} needs head = 'queries' and "
                 "label_attention = true: only there does a label tell of another"
             )
+        if self.auxiliary_heads and (inside := self.fuses_columns):
+            raise ValueError(
+                f"auxiliary_heads = {self.auxiliary_heads}: expected 0 beside {inside[0]}, which "
+                "brings the columns into the image, so that its own head would see both"
+            )
         return self
+
+    @property
+    def generated_layers(self) -> tuple[str, ...]:
+        """The names in ``generated``, chosen or by default."""
+        return (f"{TRANSITIONS}2.conv",) if self.generated is None else self.generated
+
+    @property
+    def fuses_columns(self) -> list[str]:
+        """Keys chosen by which the tabular columns meet the image's maps."""
+        return asked(self, "fusion", "fusion_3d")
 
 
 class PlainTraining(Options):
@@ -167,6 +237,11 @@ class PlainTraining(Options):
     def auxiliary_heads(self) -> float:
         """Zero."""
         return 0.0
+
+    @property
+    def fuses_columns(self) -> list[str]:
+        """None: where there is nothing to choose, or the choice says what the model reads."""
+        return []
 
     @property
     def masked_labels(self) -> float:
@@ -238,17 +313,29 @@ class MdfNetOptions(PlainTraining):
         How many regions of an image are looked at: always as many, padded where there are fewer.
     detections
         Most boxes that are given for an image.
+    backbone
+        ``densenet``, or ``mobilenet_v3`` (torchvision's MobileNetV3-small, the paper's).
+    init
+        Initial weights of ``mobilenet_v3``: a state dict of torchvision's (a path relative to the
+        config file, or a name in its cache). Its BatchNorm is then fixed at the statistics that
+        come with it; without, there is trained GroupNorm in its place.
+    mask_head
+        A third branch that learns, in training, which pixels of a proposal its box covers (the
+        masks of the paper are filled boxes). Nothing of it is given out.
     """
 
     name: Literal["mdf_net"] = "mdf_net"
     modalities: tuple[Literal["image", "tabular"], ...] | None = None
     size: Literal["tiny", "small"] = "tiny"
     fpn: bool = False
-    fusion_3d: Literal["none", "sum", "concat", "gated"] = "sum"
+    fusion_3d: Fusion3d = "sum"
     spatialisation: Literal["features", "image"] = "features"
     fusion_1d: bool = True
     proposals: int = Field(default=64, ge=8, le=1000)
     detections: int = Field(default=10, ge=1, le=100)
+    backbone: Literal["densenet", "mobilenet_v3"] = "densenet"
+    init: str | None = Field(default=None, min_length=1)
+    mask_head: bool = False
 
     @field_validator("modalities")
     @classmethod
@@ -259,11 +346,31 @@ class MdfNetOptions(PlainTraining):
             raise ValueError("expected image among them, where boxes are looked for")
         return _ordered(value)
 
+    @model_validator(mode="after")
+    def _weights_are_those_of_the_backbone(self) -> Self:
+        if self.init is not None and self.backbone != "mobilenet_v3":
+            raise ValueError(
+                f"init = {self.init!r} holds weights of MobileNetV3: expected backbone = "
+                "'mobilenet_v3' beside it, or no init"
+            )
+        return self
+
+    @property
+    def needs_init(self) -> bool:
+        """Whether ``init`` holds weights that do not travel: its fixed norms do not."""
+        return self.init is not None
+
     @property
     def reads(self) -> tuple[Modality, ...]:
         """What this network can read: the columns only where they are fused."""
         fused = self.fusion_3d != "none" or self.fusion_1d
         return ("image", "tabular") if fused else ("image",)
+
+    @property
+    def fuses_columns(self) -> list[str]:
+        """Keys chosen by which the tabular columns meet the image's maps."""
+        in_space = self.fusion_3d != "none"
+        return asked(self, "fusion_3d", "spatialisation") if in_space else []
 
     @property
     def text(self) -> TextOptions:
@@ -276,7 +383,7 @@ Fusion = Literal[
 ]
 
 
-class HyperFusionOptions(PlainTraining):
+class HyperFusionOptions(GeneratingOptions, PlainTraining):
     """An encoder for images or volumes, and how tabular data meet it.
 
     Attributes
@@ -287,14 +394,9 @@ class HyperFusionOptions(PlainTraining):
         ``resnet`` (pre-activation) or ``vgg``.
     width, stages
         Channels of the first layer, and how often they double.
-    generated
-        With ``fusion = "hyperfusion"``: names of the layers whose weights are generated, such as
-        ``image.stages.3.conv1`` or ``head1``. Unset: the ``down`` of a ResNet's last stage, as
-        in the paper's network, or the head of a VGG.
-    embedding
-        Numbers that the tabular data are brought to before weights are made of them.
-    rank
-        Of the generated part of each weight matrix; unset: full.
+    generated, embedding, rank
+        See `GeneratingOptions`; layers such as ``image.stages.3.conv1`` or ``head1``. Unset: the
+        ``down`` of a ResNet's last stage, as in the paper's network, or the head of a VGG.
     """
 
     name: Literal["hyperfusion"] = "hyperfusion"
@@ -302,22 +404,6 @@ class HyperFusionOptions(PlainTraining):
     backbone: Literal["resnet", "vgg"] = "resnet"
     width: int = Field(default=16, ge=4, le=64, multiple_of=4)
     stages: int = Field(default=4, ge=2, le=5)
-    generated: tuple[str, ...] | None = None
-    embedding: int = Field(default=8, ge=1, le=256)
-    rank: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _generated_layers_belong_to_hyperfusion(self) -> Self:
-        usual = type(self).model_fields
-        keys = ("generated", "rank", "embedding")
-        # A resolved config names every key: what has its usual value was not asked for.
-        idle = [key for key in keys if getattr(self, key) != usual[key].default]
-        if self.fusion != "hyperfusion" and idle:
-            raise ValueError(
-                f"fusion = {self.fusion!r} generates no layers: expected no "
-                f"{' and no '.join(sorted(idle))}, or fusion = 'hyperfusion'"
-            )
-        return self
 
     @property
     def generated_layers(self) -> tuple[str, ...]:
@@ -340,4 +426,5 @@ class HyperFusionOptions(PlainTraining):
         return self.modalities
 
 
+WITH_INIT = (MedFusionNetOptions, MdfNetOptions)  # their ``init`` names a file of weights
 ModelOptions = MedFusionNetOptions | LogisticOptions | MdfNetOptions | HyperFusionOptions

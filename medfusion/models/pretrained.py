@@ -26,11 +26,12 @@ from medfusion.models.saved import SavedModel, load_model
 
 _STREAMS = "image.streams."
 _TRUNK = tuple(f"{_STREAMS}{part}." for part in ("stem", "stages", "transitions", "final"))
+_OF_COLUMNS = ("modulation", "gates", "embedding", "clinical")  # they read columns alone
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 _HOW_TO_GET = (
     "Where there are internet and torchvision, `python -c 'from torchvision.models import "
     "DenseNet121_Weights as W; W.DEFAULT.get_state_dict()'` puts densenet121-a639ec97.pth into "
-    "torchvision's cache"
+    "torchvision's cache (MobileNet_V3_Small_Weights: mobilenet_v3_small-047dcff4.pth)"
 )
 
 
@@ -150,7 +151,8 @@ def _read(
     *described, weights = init_files(path)
     if described:
         return _of_saved_model(weights, options, task, modalities)
-    state = _load(path, options)
+    assert options.init is not None
+    state = load_tensors(path, options.init)
     if is_torchvision(state):
         channels = task.image.channels if task.image else 1
         ours = _translated(state, channels, options)
@@ -208,7 +210,7 @@ def _means_the_same(
         return False
     # order, ranges and units: they are what a column's values mean
     same_columns = list(saved.task.features.items()) == list(task.features.items())
-    if part == "tabular":
+    if part in ("tabular", *_OF_COLUMNS):
         return same_columns
     if part == "linear":
         read = {
@@ -225,8 +227,14 @@ def _shape(task: Task) -> tuple[tuple[int, ...], int] | None:
     return (task.image.size, task.image.channels) if task.image else None
 
 
-def _load(path: Path, options: MedFusionNetOptions) -> dict[str, Tensor]:
-    """Read a file of tensors, without running any code that it may hold."""
+def load_tensors(path: Path, init: str) -> dict[str, Tensor]:
+    """Read a file of tensors, which ``init`` named, without running any code that it may hold.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such file.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -235,7 +243,7 @@ def _load(path: Path, options: MedFusionNetOptions) -> dict[str, Tensor]:
         state = None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(
-            f"model.init = {options.init!r}: expected a state dict (.pth, .safetensors) or a model "
+            f"model.init = {init!r}: expected a state dict (.pth, .safetensors) or a model "
             "folder of a finished run"
         )
     return dict(state)
@@ -253,8 +261,9 @@ def _require_trunk(
         raise ConfigError(
             f"model.init = {options.init!r}: {len(fitting)} of {len(trunk)} tensors of the "
             f"convolutional stream fit size = {options.size!r} with norm = "
-            f"{options.image_norm!r}; expected all of them, from a model of the same size, norm "
-            "and image channels, or from torchvision's DenseNet121 with size = '121'"
+            f"{options.image_norm!r} and fusion = {options.fusion!r}; expected all of them, from a "
+            "model of the same size, norm, generated layers and image channels, or, without "
+            "generated layers, from torchvision's DenseNet121 with size = '121'"
         )
 
 

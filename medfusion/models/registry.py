@@ -89,7 +89,8 @@ def build_model(
     ConfigError
         If the model is not for this kind of task, the task lacks a modality that the options
         ask for, has volumes that the model cannot read or no labels that ``masked_labels`` could
-        tell, or the text encoder or the file in ``init`` cannot be used.
+        tell, a fusion was chosen for which there is nothing to fuse, or the text encoder or the
+        file in ``init`` cannot be used.
     """
     from medfusion.models.seeding import seeded
 
@@ -106,6 +107,8 @@ def build_model(
             f"model.name = {options.name!r} reads images of two dimensions, those of task "
             f"{task.task.name!r} have three; expected 'hyperfusion', or modalities without 'image'"
         )
+    if not weights_follow:  # a model that was trained so is read all the same
+        _check_fusion(options, modalities)
     entry = MODELS[options.name]
     model_class: type[Model] = getattr(import_module(entry.module), entry.class_name)
     with seeded(seed):
@@ -119,6 +122,10 @@ def build_model(
         from medfusion.models.pretrained import initialise
 
         initialise(model, options, task, frozen_only=weights_follow)
+    elif isinstance(options, MdfNetOptions) and options.init is not None:
+        from medfusion.models.pretrained_detector import initialise_detector
+
+        initialise_detector(model, options, task, frozen_only=weights_follow)
     return model
 
 
@@ -129,6 +136,18 @@ def _check_kind(options: ModelOptions, task: Task) -> None:
         raise ConfigError(
             f"model.name = {options.name!r}: expected {expected} for a task of kind "
             f"{task.task.kind!r}"
+        )
+
+
+def _check_fusion(options: ModelOptions, modalities: tuple[str, ...]) -> None:
+    """Refuse a fusion of columns with an image where either is not read."""
+    absent = [name for name in ("image", "tabular") if name not in modalities]
+    if absent and (keys := options.fuses_columns):
+        key = keys[0]
+        raise ConfigError(
+            f"model.{key} = {getattr(options, key)!r} fuses tabular columns with an image, but "
+            f"this model reads {' and '.join(modalities)} alone; expected a task and modalities "
+            f"with {' and '.join(absent)}, or the usual model.{key}"
         )
 
 

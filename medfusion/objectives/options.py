@@ -81,7 +81,7 @@ class HuberLoss(Options):
 
 
 class DetectionLoss(Options):
-    """The four losses of a two-stage detector [1]_, each times its weight.
+    """The losses of a two-stage detector [1]_, each times its weight.
 
     Weights are public constants: those that MDF-Net learns beside its network would tell of the
     sites' patients.
@@ -92,6 +92,8 @@ class DetectionLoss(Options):
         Of the first stage: where something is, and how its anchors are moved there.
     classes, boxes
         Of the second: what it is, and how proposals are moved there.
+    masks
+        Of a mask head (idle without one): which pixels belong to it.
 
     References
     ----------
@@ -103,6 +105,7 @@ class DetectionLoss(Options):
     anchor_boxes: float = Field(default=1.0, ge=0)
     classes: float = Field(default=1.0, ge=0)
     boxes: float = Field(default=1.0, ge=0)
+    masks: float = Field(default=1.0, ge=0)
 
 
 LossOptions = (

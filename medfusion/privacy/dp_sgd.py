@@ -38,7 +38,7 @@ References
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -49,12 +49,12 @@ from torch.optim import Optimizer
 
 from medfusion.privacy.adaptive_norm import AdaptiveNorm, split_noise
 from medfusion.privacy.book_keeping.engine import BookKeeping
-from medfusion.privacy.clipping import Clipper, GradientEngine
+from medfusion.privacy.clipping import ClippedSums, Clipper, GradientEngine
 from medfusion.privacy.gaussian_noise import noised
 from medfusion.privacy.gradient_check import PUBLIC_SAMPLES, check_gradients
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.plan import DpPlan
-from medfusion.training.device import halved
+from medfusion.training.device import as_fits
 
 # How far float32 may carry a patient's contribution beyond the clipping norm, as a share of it.
 SUM_SLACK = 1e-3
@@ -159,36 +159,33 @@ class PrivateSteps:
         loss = torch.zeros((), device=device)
         done = 0
         while done < len(index):
-            chunk = index[done : done + self._physical_batch]
-            part = None
-            with suppress(torch.OutOfMemoryError):  # past it, the exception holds no tensors
-                part = self._clipper.clip(partial(losses, chunk))
-            if part is None:
-                self._physical_batch = halved(self._physical_batch)
-                continue
+            clip = partial(self._clip, losses, index[done:])
+            part, self._physical_batch = as_fits(clip, self._physical_batch)
             for name, gradient in part.gradients.items():
                 totals[name] += gradient
             loss += part.loss
             if self._adaptive is not None:
                 self._adaptive.observe(part.norms)
-            done += len(chunk)
+            done += self._physical_batch
         self._update(sums)
         if self._adaptive is not None:
             self._adaptive.move()
             self._clipper.max_grad_norm = self._adaptive.value
         return loss
 
+    def _clip(
+        self, losses: Callable[[Tensor], Tensor], index: Tensor, physical_batch: int
+    ) -> ClippedSums:
+        return self._clipper.clip(partial(losses, index[:physical_batch]))
+
     def _check(self) -> None:
         """Refuse a model that cannot be trained privately; a public function of its weights."""
-        done = False
-        while not done:
-            rows = min(PUBLIC_SAMPLES, self._physical_batch)
-            with suppress(torch.OutOfMemoryError):
-                losses = partial(self._public_losses, rows)
-                check_gradients(self._parameters, self._engine, losses)
-                done = True
-            if not done:
-                self._physical_batch = halved(self._physical_batch)
+
+        def check(physical_batch: int) -> None:
+            losses = partial(self._public_losses, min(PUBLIC_SAMPLES, physical_batch))
+            check_gradients(self._parameters, self._engine, losses)
+
+        _, self._physical_batch = as_fits(check, self._physical_batch)
 
     def _update(self, sums: Tensor) -> None:
         """Take the optimiser's step on clipped sums, float64 [P], once they have their noise."""

@@ -15,8 +15,10 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
+from medfusion.errors import ConfigError
 from medfusion.strategies.patient_weighted import (
     PatientWeighted,
+    RunFacts,
     Vectors,
     model_of,
     patients_of,
@@ -25,6 +27,16 @@ from medfusion.strategies.patient_weighted import (
 
 class LabelAware(PatientWeighted):
     """The coordinator's part; sites train as with FedAvg."""
+
+    def serve(self, run: RunFacts) -> None:
+        """Take note of the run; raises `ConfigError` if no row that travels is of one label."""
+        if not run.label_rows:
+            raise ConfigError(
+                "strategy.name = 'label_aware' would be 'fedavg': nothing that travels of this "
+                "model belongs to one label alone; expected another model, another strategy, or "
+                "personalisation.local without 'head'"
+            )
+        super().serve(run)
 
     def combined(self, number: int, model: Vectors, replies: Mapping[str, Message]) -> Vectors:
         """Average each label's rows over the sites that record the label."""

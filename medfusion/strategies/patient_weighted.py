@@ -49,7 +49,7 @@ class RunFacts:
     labels
         Names of the task's labels.
     label_rows
-        Parameters with a row for each label (`medfusion.models.label_rows`).
+        Parameters that travel with a row for each label (`medfusion.models.label_rows`).
     """
 
     sites: KnownSites

@@ -1,8 +1,14 @@
 """Where a site computes, and how much at once."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
 import torch
 
 from medfusion.errors import ConfigError, FederationError
+
+T = TypeVar("T")
 
 
 def choose_device(name: str) -> torch.device:
@@ -24,15 +30,31 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def halved(physical_batch: int) -> int:
-    """Return half of the studies of a pass that ran out of memory, which is set free first.
+def as_fits(
+    compute: Callable[[int], T],
+    physical_batch: int,
+    *,
+    clear: Callable[[], None] = lambda: None,
+) -> tuple[T, int]:
+    """Return what a pass makes, and of how many studies at most it was.
+
+    Parameters
+    ----------
+    compute
+        Called with ``physical_batch``; as long as memory does not do, again with half as many.
+    clear
+        Lets go of what a pass left that ran out of memory.
 
     Raises
     ------
     FederationError
-        If it was one study.
+        If one study does not fit.
     """
-    if physical_batch == 1:
-        raise FederationError("one study does not fit into GPU memory: use a smaller model")
-    torch.cuda.empty_cache()
-    return physical_batch // 2
+    while True:
+        with suppress(torch.OutOfMemoryError):  # past it, the exception holds no tensors
+            return compute(physical_batch), physical_batch
+        if physical_batch == 1:
+            raise FederationError("one study does not fit into GPU memory: use a smaller model")
+        clear()
+        torch.cuda.empty_cache()
+        physical_batch //= 2

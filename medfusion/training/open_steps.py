@@ -1,12 +1,11 @@
 """Steps of ordinary training, without privacy."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from medfusion.training.device import halved
+from medfusion.training.device import as_fits
 from medfusion.training.local_run import LocalRun, Streams
 
 
@@ -47,13 +46,12 @@ def _open_step(
     run: LocalRun, size: int, inputs: dict[str, Tensor], labels: Tensor, known: Tensor
 ) -> Tensor:
     """Take one step on a batch; returns its mean loss, a scalar."""
-    loss = None
-    while loss is None:
-        with suppress(torch.OutOfMemoryError):  # past it, the exception holds no tensors
-            loss = _backward(run, size, inputs, labels, known)
-        if loss is None:
-            run.clear_gradients()
-            run.physical_batch = halved(run.physical_batch)
+
+    def backward(physical_batch: int) -> Tensor:
+        run.physical_batch = physical_batch
+        return _backward(run, size, inputs, labels, known)
+
+    loss, _ = as_fits(backward, run.physical_batch, clear=run.clear_gradients)
     if run.pull is not None:
         run.pull()
     run.optimizer.step()

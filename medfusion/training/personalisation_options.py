@@ -1,8 +1,8 @@
 """Section ``[personalisation]``: a model of each hospital's own, beside the common one."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medfusion.options import Options
 
@@ -43,3 +43,14 @@ class PersonalisationOptions(Options):
     steps: int = Field(default=0, ge=0)
     learning_rate: float | None = Field(default=None, gt=0)
     pull: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _steps_use_what_is_set(self) -> Self:
+        idle = {"learning_rate": self.learning_rate, "pull": self.pull}
+        set_ = [f"{key} = {value}" for key, value in idle.items() if value]
+        if set_ and not self.steps:
+            raise ValueError(
+                f"{', '.join(set_)}: nothing is trained with it at steps = 0; expected steps above "
+                "0, or neither learning_rate nor pull"
+            )
+        return self

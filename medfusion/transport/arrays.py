@@ -15,7 +15,7 @@ def to_record(state: Mapping[str, Tensor]) -> ArrayRecord:
     """Return the tensors as float32 arrays in the order of their names."""
     return ArrayRecord(
         {
-            name: Array(np.ascontiguousarray(state[name].detach().cpu().float().numpy()))
+            name: Array(np.asarray(state[name].detach().cpu().float().numpy(), order="C"))
             for name in sorted(state)
         }
     )

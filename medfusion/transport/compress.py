@@ -11,10 +11,10 @@ int4      the same with 15 steps, two entries in a byte                       P 
 topk      the largest entries by size: number as uint32, value as bfloat16    6 k
 ========  ==================================================================  ===================
 
-Random rounding draws from a public stream of run, site and round, so that a reply comes out the
-same again. **Error feedback** [2]_ adds to an update what the one before lost; top-k needs it,
-since entries that stay small would never be sent. Under privacy all of this is post-processing
-of the update as it was released and charged; so is the memory of what was lost.
+Random rounding draws from a public stream of run, site (or coordinator) and round, so that a
+message comes out the same again. **Error feedback** [2]_ adds to an update what the one before
+lost; top-k needs it, since entries that stay small would never be sent. Under privacy all of this
+is post-processing of the update as it was released and charged; so is the memory of what was lost.
 
 References
 ----------
@@ -33,13 +33,22 @@ import torch
 from numpy.typing import NDArray
 
 from medfusion.errors import FederationError
-from medfusion.transport.compression_options import CompressionOptions, Level
+from medfusion.transport.compression_options import CodecOptions, Level
 
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]
 _BLOCK = 256
 _STEPS: dict[Level, int] = {"int8": 127, "int4": 7}
 _BYTES_OF_ENTRY = 6  # of top-k
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What travels of an update, what the other end reads of it, and what is lost, both [P]."""
+
+    arrays: dict[str, NDArray[Any]]
+    read: Floats
+    lost: Floats
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Codec:
     kept: int = 0
 
     @classmethod
-    def of(cls, options: CompressionOptions, size: int) -> Self:
+    def of(cls, options: CodecOptions, size: int) -> Self:
         """Return what the options come to; a byte budget chooses by ``size`` alone."""
         kept = max(1, round(options.fraction * size))
         if options.byte_budget is None:
@@ -76,6 +85,12 @@ class Codec:
             "int4": -(-self.size // 2) + scales,
             "topk": _BYTES_OF_ENTRY * self.kept,
         }[self.level]
+
+    def send(self, update: Floats, draws: torch.Generator) -> Sent:
+        """Pack an update, [P]; ``draws`` as in `pack`."""
+        arrays = self.pack(update, draws)
+        read = self.unpack(arrays)
+        return Sent(arrays, read, update - read)
 
     def pack(self, update: Floats, draws: torch.Generator) -> dict[str, NDArray[Any]]:
         """Return the arrays that travel, by name.

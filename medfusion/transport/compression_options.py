@@ -9,8 +9,8 @@ from medfusion.options import Options
 Level = Literal["none", "bfloat16", "int8", "int4", "topk"]
 
 
-class CompressionOptions(Options):
-    """How a site's update travels (`medfusion.transport.compress`).
+class CodecOptions(Options):
+    """How updates travel in one direction (`medfusion.transport.compress`).
 
     Attributes
     ----------
@@ -19,10 +19,10 @@ class CompressionOptions(Options):
     fraction
         Share of the entries that ``topk`` sends.
     byte_budget
-        Most bytes of a site's update in a round; the finest level that keeps to it is chosen,
-        from the number of parameters alone. In place of ``level``.
+        Most bytes of an update in a round; the finest level that keeps to it is chosen, from the
+        number of parameters alone. In place of ``level``.
     error_feedback
-        Whether a site adds what one round lost to its next update.
+        Whether the sender adds what one round lost to its next update.
     """
 
     level: Level = "none"
@@ -39,7 +39,33 @@ class CompressionOptions(Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_idle(self) -> Self:
+        # A resolved config names every key: what has its usual value was not asked for.
+        usual = type(self).model_fields["fraction"].default
+        if self.fraction != usual and self.level != "topk":
+            raise ValueError(
+                f"fraction = {self.fraction} is what level 'topk' sends: expected level = 'topk', "
+                "or no fraction"
+            )
+        if not self.error_feedback and self.off:
+            raise ValueError(
+                "error_feedback = false: level 'none' loses nothing that could be fed back; "
+                "expected another level, a byte_budget, or no error_feedback"
+            )
+        return self
+
     @property
     def off(self) -> bool:
         """Whether updates travel as they are."""
         return self.level == "none" and self.byte_budget is None
+
+
+class CompressionOptions(CodecOptions):
+    """How a site's update travels to the coordinator, and ``down`` how the model goes out.
+
+    With ``down`` sites train from a model of which each of them was told the same, and which is
+    also what is evaluated and delivered (`server.downlink`).
+    """
+
+    down: CodecOptions = CodecOptions()

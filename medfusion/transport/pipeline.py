@@ -1,4 +1,4 @@
-"""What may stand between a site's update and the strategy, and in which order.
+"""What may stand between a site's update and the strategy, and the model and the sites, in order.
 
 ==  =================================  ==========  ================================================
     transform                          where       what must follow it
@@ -8,6 +8,8 @@
 3   local selection's fill             server      single updates in clear
 4   masks (``secure_aggregation``)     both        a strategy that needs nothing but the mean
 5   whole sites' DP (``client_dp``)    server      clips single updates; a strategy of the mean
+6   compression of the model's way     both        anything: all sites get the same model, which is
+    down, with what it lost                        that of the run (`server.downlink`)
 ==  =================================  ==========  ================================================
 
 Masks hide single updates, so nothing that looks at one can come after them.

@@ -34,6 +34,7 @@ from medfusion.errors import (
     DataError,
     FederationError,
     MedFusionError,
+    StaleModelError,
     WaitingError,
 )
 from medfusion.federation.authority import content_to_sign
@@ -66,6 +67,7 @@ GUIDE = "guide"  # arrays that a strategy sends beside the model
 SECAGG, MASKED = "secagg", "masked"
 REQUEST_KEY, ROUND_KEY, MU_KEY = "request", "server-round", "proximal-mu"
 COUNTED_KEY = "counted-round"
+MODEL_KEY, BASE_KEY = "model-sha256", "base-sha256"
 WEIGHT_KEY, LOSS_KEY = "num-examples", "train_loss"
 CALIBRATION_KEY = "calibration"  # in the card that a model is delivered with
 _HISTOGRAMS = "histograms"
@@ -131,7 +133,9 @@ class Received:
     """A request as it reached the Node; ``signed`` are its settings as they travelled.
 
     ``guide`` is what the strategy sends beside the model; ``counted`` the last round whose reply
-    of this site counted, 0 for none; ``secagg`` what secure aggregation tells and asks.
+    of this site counted, 0 for none; ``secagg`` what secure aggregation tells and asks. With
+    ``[compression.down]`` ``model_sha256`` names the model that the request is about, and
+    ``base_sha256`` the one that the arrays lead on from; None: they are the model.
     """
 
     request: Request
@@ -143,6 +147,8 @@ class Received:
     guide: ArrayRecord | None = None
     counted: int = 0
     secagg: dict[str, Any] | None = None
+    model_sha256: str | None = None
+    base_sha256: str | None = None
 
     @classmethod
     def parse(cls, content: RecordDict) -> Self:
@@ -163,6 +169,7 @@ class Received:
             proximal_mu = float(str(config.get(MU_KEY, 0.0)))
             counted = int(str(config.get(COUNTED_KEY, 0)))
             told = content.config_records.get(SECAGG)
+            named, base = (config.get(key) for key in (MODEL_KEY, BASE_KEY))
             secagg = None if told is None else dict(json.loads(str(told["json"])))
         except (KeyError, ValueError, AttributeError, RecursionError):
             raise FederationError(
@@ -180,6 +187,8 @@ class Received:
             guide=content.array_records.get(GUIDE),
             counted=counted,
             secagg=secagg,
+            model_sha256=None if named is None else str(named),
+            base_sha256=None if base is None else str(base),
         )
 
 
@@ -247,7 +256,7 @@ def read_receipt(content: RecordDict) -> Receipt | None:
 _ERRORS: dict[str, type[MedFusionError]] = {
     # The first one that fits names an error: the special before the general.
     error.__name__: error
-    for error in (ConfigError, DataError, WaitingError, FederationError)
+    for error in (ConfigError, DataError, WaitingError, StaleModelError, FederationError)
 }
 
 

@@ -9,8 +9,8 @@
 ``medfusion compare`` does, without privacy; only what a line names differs from the imported
 ``config.toml``. Patients are dealt to four artificial sites (two for dementia), all scans of a
 subject to one. A ridge regression (logistic for labels) on the voxels, its penalty chosen inside
-the training patients of each fold, is the baseline of the pooled regime. Interrupted, the same
-command goes on.
+the training patients of each fold (all scans of a subject on one side), is the baseline of the
+pooled regime. Results lie under ``OUT/TARGET-SIZE``. Interrupted, the same command goes on.
 
 ``--cost`` times a step at 64x96x64 on one core, for the paper's network and for the plain one, with
 and without privacy: processor seconds of the median of five steps of eight volumes, and the peak
@@ -21,6 +21,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import resource
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+from sklearn.model_selection import GroupKFold
 
 from medfusion.cli.compare import run_plan
 from medfusion.cli.compose import load_sites
@@ -54,22 +56,26 @@ NAMES = {"age": "oasis1", "sex": "oasis1-sex", "dementia": "oasis1-dementia"}
 _COST_SIZE, _BATCH, _STEPS = (64, 96, 64), 8, 5
 
 
-def prepare(a: argparse.Namespace) -> Path:
-    """Import the cohort once, at the size asked for; return its config."""
-    cohort = a.out / "cohort"
+def prepare(out: Path, target: str, size: list[int]) -> Path:
+    """Import the cohort of a target at a size, once, below ``out``; return its config."""
+    cohort = out / "cohort"
     if not cohort.exists():
         source = Path(os.environ["MEDFUSION_DATA"]) / "oasis1"
-        sites = 2 if a.target == "dementia" else 4
-        importer(NAMES[a.target]).run(source, cohort, Partition(sites=sites))
-        task = cohort / "task.toml"
-        size = [int(side) for side in a.size.split(",")]
-        task.write_text(task.read_text().replace("size = [40, 48, 40]", f"size = {size}"))
+        sites = 2 if target == "dementia" else 4
+        importer(NAMES[target]).run(source, cohort, Partition(sites=sites))
+    task = cohort / "task.toml"
+    text, changed = re.subn(r"(?m)^size = \[.*\]$", f"size = {size}", task.read_text())
+    assert changed == 1, "expected one size in the imported task"
+    task.write_text(text)
     return cohort / "config.toml"
 
 
 def compare(a: argparse.Namespace) -> None:
     """Run all arms and the baseline, and print figures and differences to ``none``."""
-    config = prepare(a)
+    size = [int(side) for side in a.size.split(",")]
+    # Another target or size is another cohort, with results of its own.
+    out = a.out / f"{a.target}-{'x'.join(map(str, size))}"
+    config = prepare(out, a.target, size)
     arms = plan_arms(
         config,
         overrides=["privacy.enabled=false", f"run.rounds={a.rounds}", f"model.width={a.width}"],
@@ -78,9 +84,9 @@ def compare(a: argparse.Namespace) -> None:
     )
     sites = load_sites(arms[0].config)
     plan = Comparison.plan(arms, sites, seeds=a.seeds, folds=a.folds)
-    result = run_plan(plan, a.out / "compare")
+    result = run_plan(plan, out / "compare")
     key = plan.truth.measures.headline.key
-    linear = baseline(sites, a.folds, a.out / "cache")
+    linear = baseline(sites, a.folds, out / "cache")
     of_linear = figures_of(linear[None, None], plan.truth)[key].macro(0)
     print(f"{'linear on voxels':40} {of_linear.mean:.3f} {of_linear.ci95}")
     for index, arm in enumerate(result["arms"]):
@@ -104,7 +110,13 @@ def baseline(sites: list[SiteData], folds: int, cache: Path) -> np.ndarray:
         task, known = data.pooled.task, ~np.isnan(y)
         regression = task.task.kind == "regression"
         alphas = np.logspace(0, 6, 13)
-        model: Any = RidgeCV(alphas) if regression else LogisticRegressionCV(Cs=1 / alphas)
+        subjects = np.concatenate([studies.patient_ids for _, studies in parts])
+        inner = by_subject(subjects[known])
+        model: Any = (
+            RidgeCV(alphas, cv=inner)
+            if regression
+            else LogisticRegressionCV(Cs=1 / alphas, cv=inner)
+        )
         model.fit(x[known], y[known])
         for site in data.sites:
             rows = voxels(site.part(TEST), site.task, cache)
@@ -118,6 +130,11 @@ def baseline(sites: list[SiteData], folds: int, cache: Path) -> np.ndarray:
             found.append(told)
     outputs: np.ndarray = np.concatenate(found)[:, None]
     return outputs
+
+
+def by_subject(subjects: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return five splits of scans, [N] subjects, that leave all scans of a subject together."""
+    return list(GroupKFold(5).split(subjects, groups=subjects))
 
 
 def voxels(studies: Studies, task: Task, cache: Path) -> np.ndarray:

@@ -85,6 +85,12 @@ def test_regimes_and_selections_side_by_side(config, tmp_path):
         ):
             assert shown in result.output
     assert "1000 resamples" in result.output
+    home = found["arms"][0]["cross_site"]["north"]["north"]
+    assert home["mean"] == found["arms"][0]["per_site"]["north"]["auroc_macro"]
+    assert "trained at" in result.output
+    page = (out / "compare.html").read_text()
+    assert page.count("Cross-site matrix of arm") == 2
+    assert f"{home['mean']:.3f}<small>" in page
     assert not any((config.parent / "sites").rglob("*.state"))
     assert not list(out.rglob("report.html"))
 

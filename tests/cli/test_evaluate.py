@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from medfusion.cli.evaluate import evaluate
 from medfusion.data.site_data import load_site_data
 from medfusion.data.split import TEST
-from medfusion.errors import DataError
+from medfusion.errors import DataError, UsageError
 from medfusion.models.contract import trainable_state
 from medfusion.models.options import LogisticOptions
 from medfusion.models.registry import build_model
@@ -67,6 +67,10 @@ def test_figures_as_json(model, site):
     assert ill["auprc"] == 1.0
     assert ill["positives"] == int((studies.labels[:, 0] == 1).sum())
     assert ill["unknown"] == 0
+    assert ill["sensitivity_at_90_specificity"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert found["specificity_at_90_sensitivity"]["mean"] < 1.0
+    curve = ill["decision_curve"]
+    assert all(np.array(curve["model"]) >= np.array(curve["all"]) - 1e-12)
     assert dead["unknown"] == int(np.isnan(studies.labels[:, 1]).sum()) > 0
     assert sum(dead[key] for key in ("positives", "negatives", "unknown")) == len(studies)
     low, high = dead["auroc"]["ci95"]
@@ -127,3 +131,32 @@ def test_what_is_no_model_is_refused(site, tmp_path):
     error = call(tmp_path, site).exception
     assert isinstance(error, DataError)
     assert "model.json" in str(error)
+
+
+def test_groups_have_figures_of_their_own(model, site):
+    found = json.loads(call(model, site, "--by", "age:30,70", "--by", "dose:50", "--json").stdout)
+    studies = load_site_data(site).part(TEST)
+    ages, doses = found["subgroups"]
+    assert (ages["by"], doses["by"]) == ("age", "dose")
+    assert [group["group"] for group in doses["groups"]] == ["below 50", "50 and above"]
+    young = studies.patient_ids[studies.features[:, 0] < 30]
+    assert ages["groups"][0]["patients"] == len(np.unique(young))
+    assert sum(group["studies"] for group in ages["groups"]) == len(studies)
+    assert "AUROC" in call(model, site, "--by", "dose:50").output
+    assert "subgroups" not in json.loads(call(model, site, "--json").stdout)
+
+
+def test_the_smallest_group_is_the_policys(model, site):
+    (group,) = json.loads(call(model, site, "--by", "age:1", "--json").stdout)["subgroups"]
+    assert group["min_patients"] == 10
+    with (site / "site.toml").open("a") as file:
+        file.write("[policy]\nmin_patients = 2\n")
+    few = json.loads(call(model, site, "--by", "dose:50", "--json").stdout)["subgroups"][0]
+    assert few["min_patients"] == 2
+    assert all(group["figures"]["auroc_macro"]["ci95"] for group in few["groups"])
+
+
+def test_an_unknown_feature_makes_no_groups(model, site):
+    error = call(model, site, "--by", "agee:30").exception
+    assert isinstance(error, UsageError)
+    assert "did you mean 'age'" in str(error)

@@ -1,27 +1,22 @@
-"""What a Node answers and what it refuses, asked directly."""
+"""What a Node answers, asked directly."""
 
-import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord
+from logistic_asker import Asker
 from node_asker import NodeAsker
 
 from client.node.state import NodeState
 from client.node.trainer import Trainer
-from medfusion.config import load_config
-from medfusion.data.site_data import load_site_data
 from medfusion.data.thresholds import feature_label_histograms, first_study_per_patient
-from medfusion.errors import ConfigError, FederationError
-from medfusion.federation.versions import own_version
+from medfusion.errors import FederationError
 from medfusion.models.contract import trainable_state
-from medfusion.models.saved import load_model
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import (
     ARRAYS,
-    CONFIG,
     METRICS,
     WEIGHT_KEY,
     Request,
@@ -30,11 +25,6 @@ from medfusion.transport.requests import (
     read_reply,
     request_content,
 )
-from server.run_state import run_settings
-
-
-class Asker(NodeAsker):
-    usual = ("model.name=logistic", "run.rounds=2")
 
 
 def bytes_of(record: ArrayRecord) -> dict[str, bytes]:
@@ -186,102 +176,12 @@ def test_a_broken_ledger_is_told_to_the_log_alone(cohort, tmp_path, caplog):
     assert str(tmp_path) in caplog.text
 
 
-def test_more_epsilon_than_the_site_allows_is_refused(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path, "privacy.target_epsilon=9")
-    for kind in ("select", "train", "evaluate"):
-        error = read_error(asker.ask(kind))
-        assert isinstance(error, ConfigError)
-        assert "at most 8" in str(error)
-
-
-def test_a_run_of_another_task_is_refused(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path)
-    other = asker.settings.model_copy(update={"task_sha256": "0" * 64})
-    assert "same task.toml" in str(read_error(asker.ask("train", settings=other)))
-
-
-@pytest.mark.parametrize("damage", ["missing", "shape", "nan"])
-def test_a_model_that_does_not_fit_is_refused(cohort, tmp_path, damage):
-    asker = Asker(cohort, tmp_path)
-    state = {name: value.detach().clone() for name, value in trainable_state(asker.model).items()}
-    if damage == "missing":
-        state.pop("bias.weight")
-    elif damage == "shape":
-        state["bias.weight"] = state["bias.weight"][:-1]
-    else:
-        state["bias.weight"][0] = float("nan")
-    assert isinstance(read_error(asker.ask("train", arrays=to_record(state))), FederationError)
-
-
-def test_unknown_settings_from_the_wire_are_refused(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path)
-    content = request_content(Request(settings=asker.settings))
-    content[CONFIG] = ConfigRecord(
-        {"request": json.dumps({"version": own_version(), "settings": {"code": "import os"}})}
-    )
-    assert isinstance(read_error(asker.node.handle("train", content)), ConfigError)
-    assert "unknown request" in str(read_error(asker.node.handle("exec", content)))
-
-
-def test_a_foreign_error_leaves_without_its_text(cohort, tmp_path, monkeypatch):
-    asker = Asker(cohort, tmp_path)
-
-    def fail(request):
-        raise ValueError("patient 4711")
-
-    monkeypatch.setitem(asker.node._serve, "train", fail)
-    message = str(read_error(asker.ask("train")))
-    assert "ValueError" in message
-    assert "4711" not in message
-
-
-def card_of(asker, **changes):
-    settings = asker.settings
-    return {
-        "schema": 1,
-        "task": asker.data.task.to_json(),
-        "task_sha256": settings.task_sha256,
-        "model": settings.model.model_dump(mode="json"),
-        "seed": settings.seed,
-        "selection_method": settings.selection.method,
-        "top_n": settings.selection.top_n,
-        "selection": None,
-    } | changes
-
-
-def test_the_delivered_model_can_be_loaded(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path)
-    assert read_error(asker.ask("deliver", card=card_of(asker))) is None
-    saved = load_model(asker.state.model_folder(asker.settings.run_id))
-    assert saved.task.sha256 == asker.data.task.sha256
-
-
-@pytest.mark.parametrize(
-    "change", [{"task_sha256": "0"}, {"model": {"name": "x"}}, {"selection": {"thresholds": []}}]
-)
-def test_a_description_of_another_model_is_refused(cohort, tmp_path, change):
-    asker = Asker(cohort, tmp_path)
-    error = read_error(asker.ask("deliver", card=card_of(asker, **change)))
-    assert "differs from the run" in str(error)
-
-
 def test_the_secret_is_made_once_and_private(tmp_path):
     state = NodeState(tmp_path / "state")
     secret = state.secret()
     assert len(secret) == 32
     assert NodeState(tmp_path / "state").secret() == secret
     assert (tmp_path / "state" / "secret").stat().st_mode & 0o777 == 0o600
-
-
-def test_under_local_selection_the_delivered_model_reads_what_the_site_chose(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path, "selection.method=local", "selection.top_n=1")
-    mask = read_reply(asker.ask("train"))["selected"]
-    assert read_error(asker.ask("deliver", card=card_of(asker))) is None
-    saved = load_model(asker.state.model_folder(asker.settings.run_id))
-    assert saved.selection is not None
-    columns = asker.data.task.columns
-    chosen = {c.feature for c, is_chosen in zip(columns, mask, strict=True) if is_chosen}
-    assert set(saved.selection.features) == chosen
 
 
 def test_local_selection_reports_its_mask(cohort, tmp_path):
@@ -360,91 +260,6 @@ def test_a_crafted_model_does_not_tell_whose_scores_it_broke(cohort, tmp_path):
     reply = asker.ask("evaluate", round=2, arrays=to_record(state))
     assert read_error(reply) is None
     assert np.isfinite(read_histograms(reply)).all()
-
-
-def test_deployed_what_is_wrong_with_the_data_stays_at_the_site(cohort, tmp_path, caplog):
-    copy = tmp_path / "copy"
-    shutil.copytree(cohort, copy)
-    image = next((copy / "sites").glob("*/images/*"))
-    image.write_bytes(image.read_bytes()[:60])
-    for simulated in (True, False):
-        asker = Asker(
-            copy,
-            tmp_path / str(simulated),
-            "model.name=medfusion_net",
-            "model.modalities=['image']",
-            simulated=simulated,
-        )
-        message = str(read_error(asker.ask("train")))
-        assert ("row" in message) is simulated
-    assert "row" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["privacy.enabled=false"], "under differential privacy only"),
-        (["model.name=medfusion_net", "model.text.encoder='/etc/passwd'"], "found a path"),
-        (["model.name=medfusion_net", "model.text.encoder='../up'"], "found a path"),
-        (
-            ["model.name=medfusion_net", "model.init='/etc/passwd'", "model.frozen_stages=1"],
-            "torchvision's cache, found a path",
-        ),
-    ],
-)
-def test_a_deployed_node_refuses_what_a_simulation_may(cohort, tmp_path, overrides, message):
-    asker = Asker(cohort, tmp_path, simulated=False)
-    config = load_config(cohort / "config.toml", ["run.rounds=2", *overrides])
-    settings = run_settings(config, asker.data.task)
-    assert message in str(read_error(asker.ask("train", settings=settings)))
-
-
-def test_too_few_patients_for_the_policy_are_refused(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
-    assert "min_patients = 10" in str(read_error(asker.ask("train")))
-
-
-def test_as_many_patients_as_the_policy_asks_for_are_enough(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=10))
-    assert [read_error(asker.ask(kind)) for kind in ("describe", "train")] == [None, None]
-
-
-def test_a_small_site_does_not_even_tell_how_small(cohort, tmp_path):
-    asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
-    for kind in ("describe", "train"):
-        message = str(read_error(asker.ask(kind)))
-        assert "min_patients = 10" in message
-        assert "9" not in message
-
-
-@pytest.mark.parametrize(("kind", "part"), [("select", 0), ("train", 0), ("evaluate", 2)])
-def test_exact_releases_about_too_few_patients_stay(cohort, tmp_path, kind, part):
-    """One patient short of the policy, however many studies; under privacy nobody asks."""
-
-    def allowing(data, minimum):
-        policy = data.config.policy.model_copy(
-            update={"allow_without_privacy": True, "min_patients": minimum}
-        )
-        config = data.config.model_copy(update={"policy": policy})
-        return replace(data, config=config, patients_public=200)
-
-    def answer(minimum, *overrides):
-        asker = Asker(
-            cohort,
-            tmp_path / f"{minimum}{len(overrides)}",
-            *overrides,
-            simulated=False,
-            change=lambda data: allowing(data, minimum),
-        )
-        return read_error(asker.ask(kind))
-
-    data = load_site_data(next((cohort / "sites").iterdir()))
-    patients = len(set(data.part(part).patient_ids))
-    assert answer(patients, "privacy.enabled=false") is None
-    refusal = answer(patients + 1, "privacy.enabled=false")
-    assert isinstance(refusal, FederationError)
-    assert f"min_patients = {patients + 1}" in str(refusal)
-    assert answer(patients + 1) is None
 
 
 def test_local_selection_keeps_its_histograms(cohort, tmp_path):

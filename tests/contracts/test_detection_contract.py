@@ -7,6 +7,8 @@ from opacus import GradSampleModule
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from medfusion.errors import FederationError
+from medfusion.evaluation.metrics import check_logits
 from medfusion.models.contract import trainable_state
 from medfusion.models.mdf_net import Encoded, Lesson, MdfNet
 from medfusion.models.options import MdfNetOptions
@@ -27,6 +29,10 @@ CASES = {
     "both": MdfNetOptions(),
     "gated": MdfNetOptions(fusion_3d="gated", fpn=True),
     "concat": MdfNetOptions(fusion_3d="concat", spatialisation="image"),
+    "mobile": MdfNetOptions(backbone="mobilenet_v3", fpn=True),
+    "mobile_image": MdfNetOptions(backbone="mobilenet_v3", spatialisation="image"),
+    "masks": MdfNetOptions(mask_head=True),
+    "masks_fpn": MdfNetOptions(mask_head=True, fpn=True, fusion_3d="none", fusion_1d=False),
 }
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -99,15 +105,19 @@ def by_vmap(model: MdfNet, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         lesson = model.lesson(model.encode(inputs), inputs)
     whole = Losses(model)
 
-    def loss(state, study, proposals, anchors, regions):
+    def loss(state, study, proposals, anchors, regions, masks):
         one = {name: value.unsqueeze(0) for name, value in study.items()}
         named = {f"model.{name}": value for name, value in state.items()}
-        targets = [type(t)(*(part.unsqueeze(0) for part in t)) for t in (anchors, regions)]
+        targets = [
+            targets and type(targets)(*(part.unsqueeze(0) for part in targets))
+            for targets in (anchors, regions, masks)
+        ]
         own = Lesson(proposals.unsqueeze(0), *targets)
         return functional_call(whole, named, (one, own)).sum()
 
     state = {n: p.detach() for n, p in trainable_state(model).items()}
-    return vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(state, inputs, *lesson)
+    dims = (None, 0, *(None if part is None else 0 for part in lesson))
+    return vmap(grad(loss), in_dims=dims)(state, inputs, *lesson)
 
 
 @every_case
@@ -181,6 +191,30 @@ def test_detections_do_not_know_what_was_drawn(options):
     assert found.shape == (B, 10, 6)
     assert not found[1].any()  # no image, nothing found
     assert found[0].any()
+
+
+@pytest.mark.parametrize("part", ["regions.deltas", "regions.objectness", "boxes.classes"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_seen_in_its_detections(part, broken):
+    model = build(MdfNetOptions()).eval()
+    inputs = draw_inputs(TASK, B)
+    with torch.no_grad():
+        model.get_submodule(part).bias[0] = broken
+    found = model(inputs)
+    assert found.isnan().all()
+    with pytest.raises(FederationError, match="diverged"):
+        check_logits(found.detach().numpy())
+
+
+def test_what_diverges_on_one_study_leaves_the_others():
+    model = build(MdfNetOptions()).eval()
+    inputs = draw_inputs(TASK, B)
+    before = model(inputs)
+    inputs["tabular"][3, 0, 0] = float("nan")
+    after = model(inputs)
+    others = [row for row in range(B) if row != 3]
+    assert after[3].isnan().all()
+    torch.testing.assert_close(after[others], before[others])
 
 
 @every_case

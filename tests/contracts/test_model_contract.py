@@ -83,6 +83,24 @@ CASES = {
         for name in get_args(Fusion)
         if name != "hyperfusion"
     },
+    **{
+        f"streams_{name}": MedFusionNetOptions(
+            modalities=("image", "tabular"), linear_path=False, fusion=name
+        )
+        for name in ("film", "daft", "interactive", "hyperfusion")
+    },
+    "streams_121": MedFusionNetOptions(
+        size="121",
+        modalities=("image", "tabular"),
+        fusion="hyperfusion",
+        generated=("image.streams.transitions.0.conv", "image.streams.transitions.2.conv"),
+        rank=2,
+        fusion_3d="gated",
+    ),
+    "clinical_map": MedFusionNetOptions(modalities=("image", "tabular"), fusion_3d="sum"),
+    "clinical_map_concat": MedFusionNetOptions(
+        modalities=("image", "tabular"), fpn=False, fusion_3d="concat"
+    ),
     "told_labels": MedFusionNetOptions(modalities=("tabular", "text"), masked_labels=0.5),
 }
 every_model = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())

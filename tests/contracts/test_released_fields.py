@@ -66,7 +66,8 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
     "select": HISTOGRAMS | WEIGHT | RECEIPT,
     "train": {
         "arrays.arrays.PARAMETER": ("float32", "the model: clipped, noised and charged"),
-        "arrays.arrays.values": ("uint8", "compression only: the same, rounded"),
+        "arrays.arrays.values": ("uint8 or uint16", "compression only: the same, rounded"),
+        "arrays.arrays.index": ("uint32", "compression only: which entries of the same those are"),
         "arrays.arrays.scales": ("float32", "compression only: the same, rounded"),
         "config.reply.json.selected[]": ("int", "local selection only: from noised histograms"),
         "metrics.metrics.train_loss": ("float", "qfedavg only, which privacy refuses"),
@@ -178,8 +179,8 @@ def ask_securely(asker: NodeAsker) -> RecordDict:
 
 def unexpected(kind: str, found: dict[str, str]) -> dict[str, str]:
     """Return the fields, with their types, that are not on the list."""
-    allowed = {path: kind for path, (kind, _) in ALLOWED[kind].items()}
-    return {path: name for path, name in found.items() if allowed.get(path) != name}
+    allowed = {path: types.split(" or ") for path, (types, _) in ALLOWED[kind].items()}
+    return {path: name for path, name in found.items() if name not in allowed.get(path, ())}
 
 
 def ask_everything(asker: NodeAsker) -> dict[str, RecordDict]:
@@ -233,11 +234,13 @@ def test_nothing_but_the_listed_fields_leaves(
     local = NodeAsker(cohort, tmp_path / "local", *PRIVATE, "selection.method=local")
     plain = NodeAsker(cohort, tmp_path / "plain", *PLAIN, *LOSS)
     packed = NodeAsker(cohort, tmp_path / "packed", *PRIVATE, "compression.level=int4")
+    sparse = NodeAsker(cohort, tmp_path / "sparse", *PRIVATE, "compression.level=topk")
     for asker, answers in (
         (private, replies),
         (local, ask_everything(local)),
         (plain, ask_everything(plain)),
         (packed, {"train": packed.ask("train")}),
+        (sparse, {"train": sparse.ask("train")}),
     ):
         for kind, reply in answers.items():
             if kind == "select" and asker is local:  # the histograms stay at the site

@@ -93,6 +93,27 @@ def test_coco_json_gives_the_same_boxes(tmp_path):
     assert "expected images with id and file_name" in refused(site)
 
 
+@pytest.mark.parametrize("linked", ["site", "folder", "file"])
+def test_coco_json_finds_images_behind_links(tmp_path, linked):
+    site = make(tmp_path / "real")
+    coco = {
+        "images": [{"id": 7, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "icu"}],
+        "annotations": [{"image_id": 7, "category_id": 1, "bbox": [2, 3, 6, 5]}],
+    }
+    (site / "boxes.json").write_text(json.dumps(coco))
+    toml = site / "site.toml"
+    toml.write_text(toml.read_text() + '[files]\nboxes = "boxes.json"\n')
+    if linked == "site":
+        (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+        site = tmp_path / "link" / site.name
+    else:
+        moved = "images" if linked == "folder" else "images/a.png"
+        (site / moved).rename(site / "kept")
+        (site / moved).symlink_to(site / "kept")
+    assert read(site).boxes.classes.tolist() == [[0] * 3, [0] * 3, [1, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

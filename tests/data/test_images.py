@@ -14,7 +14,7 @@ from PIL import Image
 from site_folder import write_image
 
 from medfusion.data import images as module
-from medfusion.data.images import ImageCache, decode_image, unreadable_images
+from medfusion.data.images import ImageCache, decode_image, image_problems
 from medfusion.data.task import ImageSpec
 from medfusion.errors import DataError
 
@@ -243,4 +243,6 @@ def test_unreadable_images_are_counted_by_row_and_the_rest_kept(tmp_path: Path) 
         cache.rows([bad, tmp_path / "gone.png"])
     cache.rows([good], decodes)
     assert decodes.n == 0
-    assert_array_equal(unreadable_images([bad, None, good], GREY), [True, False, False])
+    problems = image_problems([bad, None, good], GREY)
+    assert "truncated or damaged" in problems[0]
+    assert problems[1:] == ["", ""]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from medfusion.data.images import ImageCache, unreadable_images
+from medfusion.data.images import ImageCache, image_problems
 from medfusion.data.task import ImageSpec
 from medfusion.data.volumes import decode_volume, resample
 from medfusion.errors import DataError
@@ -101,9 +101,9 @@ def test_what_is_no_volume_is_refused_without_its_path(tmp_path, content, messag
 def test_damaged_and_foreign_files_are_refused(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"PK\x03\x04 and then nothing of use")
-    with pytest.raises(DataError, match=r"cannot be read|is not one of"):
+    with pytest.raises(DataError, match=r"cannot be read|is not DICOM"):
         decode_volume(path, SPEC)
-    assert unreadable_images([path, None], SPEC).tolist() == [True, False]
+    assert [bool(problem) for problem in image_problems([path, None], SPEC)] == [True, False]
 
 
 def test_volumes_are_cached_by_content_and_by_how_they_are_read(tmp_path):
@@ -117,7 +117,7 @@ def test_volumes_are_cached_by_content_and_by_how_they_are_read(tmp_path):
     other = ImageCache(tmp_path / "cache", SPEC.model_copy(update={"window": (0.0, 99.0)}))
     assert len(other.array) == 0
     path.write_bytes(b"")
-    with pytest.raises(DataError, match="readable NIfTI, npz or npy files"):
+    with pytest.raises(DataError, match="readable NIfTI, npz, npy or DICOM files"):
         cache.rows([path])
 
 

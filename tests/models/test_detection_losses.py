@@ -69,8 +69,11 @@ def torchvision_parts(model: MdfNet, *, anchors_drawn: int = ALL, proposals_draw
     return rpn.double(), roi.double()
 
 
-def run(model: MdfNet, parts, inputs: dict[str, Tensor], study: int):
-    """Return torchvision's proposals and losses, or detections, of one study."""
+def run(model: MdfNet, parts, inputs: dict[str, Tensor], study: int, *, masks: bool = False):
+    """Return torchvision's proposals and losses, or detections, of one study.
+
+    With ``masks`` it gets some, of the right size and number.
+    """
     rpn, roi = parts
     maps = OrderedDict(
         (str(n), x) for n, x in enumerate(model.image(inputs["image"][study : study + 1]))
@@ -80,6 +83,8 @@ def run(model: MdfNet, parts, inputs: dict[str, Tensor], study: int):
         "boxes": inputs["boxes"][study][kept],
         "labels": inputs["box_classes"][study][kept],
     }
+    if masks:
+        target["masks"] = torch.zeros(int(kept.sum()), SIDE, SIDE)
     images = ImageList(inputs["image"][study : study + 1], [(SIDE, SIDE)])
     targets = [target] if rpn.training else None
     proposals, first = rpn(images, maps, targets)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medfusion.models.blocks.encoders import Encoder, Inside, generate
-from medfusion.models.blocks.generated import Embedding, Generated, convolve_each
+from medfusion.models.blocks.encoders import Encoder
+from medfusion.models.blocks.generated import Embedding, Generated, convolve_each, generate
+from medfusion.models.blocks.inside import Inside
 from medfusion.models.spec import InputSpec
 
 B, WIDTH = 5, 8

@@ -121,13 +121,16 @@ def test_wrong_layers_and_models_for_volumes_are_refused():
     build_model(MedFusionNetOptions(modalities=("tabular",)), TASK, seed=0)
 
 
-def flipping(count: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Images with a bright or a dark block; what it means hangs on the sex."""
+def flipping(
+    count: int, seed: int, sides: tuple[int, ...]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Images or volumes with a bright or a dark block; what it means hangs on the sex."""
     draw = torch.Generator().manual_seed(seed)
     bright = torch.rand(count, generator=draw) < 0.5
     male = torch.rand(count, generator=draw) < 0.5
-    image = 0.3 * torch.randn(count, 1, 16, 16, generator=draw)
-    image[:, :, 4:12, 4:12] += 2.0 * bright[:, None, None, None] - 1.0
+    image = 0.3 * torch.randn(count, 1, *sides, generator=draw)
+    block = (slice(None), slice(None), *(slice(side // 4, 3 * side // 4) for side in sides))
+    image[block] += (2.0 * bright - 1.0).reshape(-1, 1, *[1] * len(sides))
     tabular = torch.zeros(count, 3, 4)
     tabular[..., 2] = 1.0
     tabular[:, 0, 0], tabular[:, 1, 0] = (~male).float(), male.float()
@@ -135,28 +138,33 @@ def flipping(count: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tens
     return inputs, (bright ^ male).float().unsqueeze(1)
 
 
-def accuracy(fusion: str) -> float:
-    task = volume_task("multilabel")
-    flat = task.model_copy(update={"image": ImageSpec(size=(16, 16))})
-    model = build(fusion, flat).float().train()
+def accuracy(fusion: str, sides: tuple[int, ...]) -> float:
+    spec = ImageSpec(dims=len(sides), size=(16,) * len(sides))  # the encoder takes any size
+    task = volume_task("multilabel").model_copy(update={"image": spec})
+    model = build(fusion, task).float().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    inputs, labels = flipping(256, 0)
+    inputs, labels = flipping(256, 0, sides)
     for step in range(200):
         rows = torch.arange(32) + 32 * (step % 8)
         batch = {name: value[rows] for name, value in inputs.items()}
         binary_cross_entropy_with_logits(model(batch), labels[rows]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    test, truth = flipping(256, 1)
+    test, truth = flipping(256, 1, sides)
     with torch.no_grad():
         return float(((model.eval()(test) > 0) == (truth > 0)).float().mean())
 
 
+in_both = pytest.mark.parametrize("sides", [(16, 16), (8, 8, 8)], ids=["image", "volume"])
+
+
+@in_both
 @pytest.mark.parametrize("fusion", ["film", "hyperfusion"])
-def test_a_sign_that_flips_with_a_tabular_value_is_learned(fusion):
-    assert accuracy(fusion) > 0.9
+def test_a_sign_that_flips_with_a_tabular_value_is_learned(fusion, sides):
+    assert accuracy(fusion, sides) > 0.9
 
 
-def test_concat_cannot_flip_a_sign():
+@in_both
+def test_concat_cannot_flip_a_sign(sides):
     """Its output is a sum of a function of the image and one of the columns."""
-    assert accuracy("concat") < 0.7
+    assert accuracy("concat", sides) < 0.7

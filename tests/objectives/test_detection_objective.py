@@ -20,5 +20,12 @@ def test_parts_are_added_with_their_weights():
     assert losses(known, weights) == [602, 1204]
 
 
+def test_a_mask_head_s_loss_has_its_weight():
+    outputs, known = torch.cat([PARTS, PARTS[:, :1] * 1e4], dim=1), torch.ones(2, 2)
+    for loss, expected in ((None, [11111, 22222]), (DetectionLoss(masks=0), [1111, 2222])):
+        found = objective_of(TASK, loss).per_sample_loss(outputs, LABELS, known)
+        assert found.tolist() == expected
+
+
 def test_a_study_counts_where_every_label_was_looked_for():
     assert losses(torch.tensor([[1.0, 0.0], [1.0, 1.0]])) == [0, 2222]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from dp_accounting import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
+from plans import training_plan
 from torch import Tensor, nn
 
 from medfusion.privacy.adaptive_norm import RATE, AdaptiveNorm, split_noise
@@ -17,20 +18,7 @@ from medfusion.privacy.plan import DpPlan, make_plan
 
 SIZE = 40
 SECRET = bytes(range(32))
-PLAN = DpPlan(
-    patients_public=SIZE,
-    delta=1e-5,
-    sample_rate=1.0,
-    expected_batch=float(SIZE),
-    steps_per_round=30,
-    rounds=1,
-    max_grad_norm=1.0,
-    noise_multiplier=2.0,
-    selection_noise=None,
-    metrics_noise=None,
-    metrics_releases=0,
-    clip_quantile=0.5,
-)
+PLAN = training_plan(SIZE, 1.0, noise=2.0, steps=30, clip_quantile=0.5)
 
 
 def make_norm(start: float = 1.0, *, seed: int = 0, **changes: float) -> AdaptiveNorm:

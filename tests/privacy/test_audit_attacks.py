@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from plans import training_plan
 
 from medfusion.privacy.audit.attacks import Membership, inversion, membership
 from medfusion.privacy.audit.keys import AuditKeys
@@ -14,19 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plan(noise_multiplier: float, rounds: int = 2) -> DpPlan:
-    return DpPlan(
-        patients_public=640,
-        delta=1e-5,
-        sample_rate=0.05,
-        expected_batch=32.0,
-        steps_per_round=5,
-        rounds=rounds,
-        max_grad_norm=1.0,
-        noise_multiplier=noise_multiplier,
-        selection_noise=None,
-        metrics_noise=None,
-        metrics_releases=0,
-    )
+    return training_plan(640, 0.05, noise=noise_multiplier, steps=5, rounds=rounds)
 
 
 def test_an_image_is_read_from_a_plain_update_and_not_from_a_private_one() -> None:

@@ -5,26 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plans import training_plan
 from torch import nn
 
 from medfusion.privacy import dp_sgd
 from medfusion.privacy.dp_sgd import PrivateSteps
 from medfusion.privacy.keystream import Keystream
-from medfusion.privacy.plan import DpPlan
 
-PLAN = DpPlan(
-    patients_public=90,
-    delta=1e-5,
-    sample_rate=1.0,
-    expected_batch=90.0,
-    steps_per_round=1,
-    rounds=1,
-    max_grad_norm=0.25,
-    noise_multiplier=2.0,
-    selection_noise=None,
-    metrics_noise=None,
-    metrics_releases=0,
-)
+PLAN = training_plan(90, 1.0, noise=2.0, clip=0.25)
 
 
 def test_it_is_the_norm_and_what_float32_sums_lose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from server.roster import call_roll
 from server.rounds import RoundLoop
 from server.run_state import RunContext
 from server.strategies import build_strategy
+from server.tracking import Tracking
 
 NAMES = {7: "west", 3: "east", 5: "north"}  # node ids are not in the order of the names
 PATIENTS = {"west": 10, "east": 20, "north": 70}
@@ -69,7 +70,8 @@ class Federation:
         )
         strategy = build_strategy(self.config.strategy, min_sites=self.config.server.min_sites)
         store = CheckpointStore(self.folder / "checkpoint", "settings")
-        loop = RoundLoop(context, strategy, store, RunProgress(Console(quiet=True)))
+        tracking = Tracking(self.config.run.tracking, self.folder, "fake", self.warnings.append)
+        loop = RoundLoop(context, strategy, store, RunProgress(Console(quiet=True)), tracking)
         return loop, context
 
     def run(self):

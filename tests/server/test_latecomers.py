@@ -116,7 +116,7 @@ def test_privacy_of_whole_sites_lets_nobody_in_late(tmp_path):
     federation = Federation(tmp_path)
     loop, _ = federation.loop()
     assert isinstance(loop, RoundLoop)
-    loop._latecomers._closed = True
+    loop._asking.latecomers._closed = True
     late = FakeSite("late", federation.task.to_json(), 5, 100.0)
     at_round(federation, 1, lambda: federation.grid.sites.update({9: late}))
     loop.run()

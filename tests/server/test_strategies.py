@@ -1,4 +1,5 @@
 import pytest
+from fake_federation import Federation
 from flwr.serverapp.strategy import FedAdam, FedProx, Krum
 
 from medfusion.config import StrategyOptions
@@ -42,3 +43,10 @@ def test_options_reach_the_strategy():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         build_strategy(StrategyOptions(**options), min_sites=1)
+
+
+def test_labels_whose_rows_all_stay_at_the_sites_cannot_be_averaged(tmp_path):
+    sets = ("model.name=medfusion_net", "personalisation.local=head")
+    part = Federation(tmp_path, "strategy.name=label_aware", *sets)
+    with pytest.raises(ConfigError, match="belongs to one label alone"):
+        part.loop()

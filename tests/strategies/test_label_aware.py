@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from detection_studies import detection_task
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from quadratics import KnownNodes
 from replies import make_reply
@@ -14,8 +15,9 @@ from torch import nn
 from medfusion.config import StrategyOptions, load_config
 from medfusion.data.cohorts.synthetic import write_cohort
 from medfusion.data.task import Task
+from medfusion.errors import ConfigError
 from medfusion.models.label_rows import label_rows
-from medfusion.models.options import LogisticOptions, MedFusionNetOptions
+from medfusion.models.options import LogisticOptions, MdfNetOptions, MedFusionNetOptions
 from medfusion.models.registry import build_model
 from medfusion.strategies.patient_weighted import RunFacts
 from medfusion.training.options import TrainingOptions
@@ -133,3 +135,11 @@ def _inputs(task):
     if task.text:
         inputs["tokens"] = torch.randint(1, 50, (3, task.text.max_tokens), generator=rng)
     return inputs
+
+
+def test_a_model_whose_labels_own_nothing_is_refused():
+    model = build_model(MdfNetOptions(size="tiny"), detection_task(), seed=0)
+    strategy = build_strategy(StrategyOptions(name="label_aware"), min_sites=1)
+    known = SimpleNamespace(sites={}, names={})
+    with pytest.raises(ConfigError, match="belongs to one label alone"):
+        strategy.serve(RunFacts(known, TrainingOptions(), LABELS, label_rows(model)))

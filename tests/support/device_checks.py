@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from plans import training_plan
 from torch import Tensor, nn
 
 from medfusion.data.task import Task
@@ -61,19 +62,7 @@ def make_model(**options: Any) -> Model:
 
 
 def make_plan(steps: int, *, noise: float = 0.5, rate: float = 0.9) -> DpPlan:
-    return DpPlan(
-        patients_public=12,
-        delta=1e-5,
-        sample_rate=rate,
-        expected_batch=12 * rate,
-        steps_per_round=steps,
-        rounds=1,
-        max_grad_norm=1.0,
-        noise_multiplier=noise,
-        selection_noise=None,
-        metrics_noise=None,
-        metrics_releases=0,
-    )
+    return training_plan(12, rate, noise=noise, steps=steps)
 
 
 def train(

@@ -124,7 +124,7 @@ class QuadraticRun:
         known = SimpleNamespace(sites=described, names=self.names)
         if hasattr(strategy, "serve"):
             strategy.serve(
-                RunFacts(sites=known, training=training, labels=(), label_rows=frozenset())
+                RunFacts(sites=known, training=training, labels=(), label_rows=frozenset({"y"}))
             )
 
     def round(self, number, arrays):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import training_plan
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from waking import woken
@@ -63,19 +64,7 @@ def make_model(**options: Any) -> Model:
 
 
 def make_plan() -> DpPlan:
-    return DpPlan(
-        patients_public=N,
-        delta=1e-5,
-        sample_rate=BATCH / N,
-        expected_batch=BATCH,
-        steps_per_round=3,
-        rounds=1,
-        max_grad_norm=CLIP,
-        noise_multiplier=0.8,
-        selection_noise=None,
-        metrics_noise=None,
-        metrics_releases=0,
-    )
+    return training_plan(N, BATCH / N, noise=0.8, steps=3, clip=CLIP)
 
 
 PRIVATE_OR_NOT = pytest.mark.parametrize("plan", [None, make_plan()], ids=["open", "private"])
@@ -217,19 +206,7 @@ def test_a_contribution_is_bounded_and_does_not_depend_on_what_others_are_told()
     With a step that everybody enters, another patient's labels change what is told of that
     patient, but not the clipped gradient of the one that is watched.
     """
-    everybody = DpPlan(
-        patients_public=N,
-        delta=1e-5,
-        sample_rate=1.0,
-        expected_batch=float(N),
-        steps_per_round=1,
-        rounds=1,
-        max_grad_norm=CLIP,
-        noise_multiplier=0.8,
-        selection_noise=None,
-        metrics_noise=None,
-        metrics_releases=0,
-    )
+    everybody = training_plan(N, 1.0, noise=0.8, clip=CLIP)
     watched, rates = 11, SGD.model_copy(update={"learning_rate": float(N)})  # a step is a sum
 
     def update(others_flipped: bool, watched_empty: bool) -> Tensor:

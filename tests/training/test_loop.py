@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import training_plan
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,19 +67,7 @@ def make_net() -> Net:
 
 
 def make_private_plan(steps: int = 5) -> DpPlan:
-    return DpPlan(
-        patients_public=40,
-        delta=1e-5,
-        sample_rate=0.25,
-        expected_batch=10.0,
-        steps_per_round=steps,
-        rounds=1,
-        max_grad_norm=1.0,
-        noise_multiplier=0.8,
-        selection_noise=None,
-        metrics_noise=None,
-        metrics_releases=0,
-    )
+    return training_plan(40, 0.25, noise=0.8, steps=steps)
 
 
 PRIVATE_OR_NOT = pytest.mark.parametrize("plan", [None, make_private_plan()])

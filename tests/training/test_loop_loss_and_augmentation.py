@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import training_plan
 from torch import Tensor, nn
 
 from medfusion.objectives.multilabel import Multilabel, per_sample_loss
@@ -21,19 +22,7 @@ from medfusion.training.options import TrainingOptions
 
 LABELS, COLUMNS, WORDS, SIZE = 3, 4, 9, 50
 CPU = torch.device("cpu")
-PLAN = DpPlan(
-    patients_public=SIZE,
-    delta=1e-5,
-    sample_rate=0.25,
-    expected_batch=12.5,
-    steps_per_round=5,
-    rounds=1,
-    max_grad_norm=1.0,
-    noise_multiplier=0.8,
-    selection_noise=None,
-    metrics_noise=None,
-    metrics_releases=0,
-)
+PLAN = training_plan(SIZE, 0.25, noise=0.8, steps=5)
 PRIVATE_OR_NOT = pytest.mark.parametrize("plan", [None, PLAN])
 
 

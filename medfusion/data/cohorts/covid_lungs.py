@@ -3,7 +3,7 @@
 The same radiographs, sites and features as those of `medfusion.data.cohorts.covid_chestxray`, with
 ``lung_boxes.csv``: a box of the left and of the right lung, in pixels of the image. Source of the
 boxes: the fork of GeneralBlockchain (CC BY 4.0). Lungs are easy to find: a figure on them says
-nothing of a disease.
+nothing of a disease. A lung without a box is unknown, since every patient has it.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from medfusion.data.cohorts.source_table import (
     refuse_repeated,
     task_sections,
 )
-from medfusion.data.cohorts.writing import Cohort
+from medfusion.data.cohorts.writing import Cohort, Study
 from medfusion.data.findings import plural
 
 NAME = "covid-lungs"
@@ -44,14 +44,7 @@ def read(src: Path) -> Cohort:
         another one, or has no numbers.
     """
     cohort, boxes = covid_chestxray.read(src), _read_boxes(src)
-    studies = [
-        replace(
-            study,
-            cells={name: study.cells[name] for name in FEATURES},
-            boxes=boxes.get(study.image, ()) if study.image else (),
-        )
-        for study in cohort.studies
-    ]
+    studies = [_with_boxes(study, boxes) for study in cohort.studies]
     without = sum(not study.boxes for study in studies)
     found = [f"{plural(without, 'study')} without a box"] if without else []
     return Cohort(
@@ -66,6 +59,14 @@ def read(src: Path) -> Cohort:
         # Which features tell of a label is no question where every patient has both lungs.
         sections={"selection": {"method": "none"}},
     )
+
+
+def _with_boxes(study: Study, boxes: _Boxes) -> Study:
+    own = boxes.get(study.image, []) if study.image else []
+    drawn = {label for label, *_ in own}
+    labels = {name: "1" if name in drawn else "" for name in LABELS}
+    features = {name: study.cells[name] for name in FEATURES}
+    return replace(study, cells=features | labels, boxes=own)
 
 
 def _task() -> dict[str, Any]:

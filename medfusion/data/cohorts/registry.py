@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from medfusion.data.cohorts import (
+    adni,
     chexpert,
     covid_chestxray,
     covid_lungs,
@@ -14,7 +15,9 @@ from medfusion.data.cohorts import (
     nih_boxes,
     nih_chestxray14,
     oasis1,
+    rsna_pneumonia,
     uci_cervical,
+    vindr_cxr,
 )
 from medfusion.data.cohorts.partition import Partition, deal_to_sites, patient_groups
 from medfusion.data.cohorts.writing import Cohort, Imported, write_cohort
@@ -73,10 +76,13 @@ IMPORTERS: Mapping[str, Importer] = MappingProxyType(
         "covid-lungs": Importer(read=covid_lungs.read, natural_sites="regions of the world"),
         "nih-chestxray14": Importer(read=nih_chestxray14.read),
         "nih-boxes": Importer(read=nih_boxes.read),
+        "rsna-pneumonia": Importer(read=rsna_pneumonia.read),
+        "vindr-cxr": Importer(read=vindr_cxr.read),
         "mimic-cxr": Importer(read=mimic_cxr.read),
         "chexpert": Importer(read=chexpert.read),
         "uci-cervical": Importer(read=uci_cervical.read),
         **{name: Importer(read=read) for name, read in oasis1.READERS.items()},
+        "adni": Importer(read=adni.read),
         "fed-heart": Importer(read=fed_heart.read, natural_sites="hospitals"),
     }
 )

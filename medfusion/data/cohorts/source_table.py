@@ -132,12 +132,8 @@ def refuse(table: Table, column: str, bad: NDArray[np.bool_], message: str) -> N
 def pixel_cells(table: Table, column: str) -> list[float]:
     """Return the numbers of pixels in a column; raises `DataError` on text and blanks."""
     cells = table.columns[column]
-    refuse(
-        table,
-        column,
-        mark(cells, lambda cell: number_of(cell, ".") is None),
-        "expected a number of pixels, found text or blank",
-    )
+    bad = np.array([number_of(cell, ".") is None for cell in cells], dtype=bool)
+    refuse(table, column, bad, "expected a number of pixels, found text or blank")
     return [float(cell) for cell in cells]
 
 
@@ -180,6 +176,12 @@ def keep_rows(table: Table, keep: NDArray[np.bool_]) -> Table:
         name: list(compress(cells, keep)) for name, cells in table.columns.items()
     }
     return replace(table, rows=table.rows[keep], columns=columns)
+
+
+def first_rows(table: Table, column: str) -> Table:
+    """Return the table with the first row of each key in ``column`` alone."""
+    first = {key: row for row, key in reversed(list(enumerate(table.columns[column])))}
+    return keep_rows(table, np.isin(np.arange(len(table)), list(first.values())))
 
 
 def keep_with_images(

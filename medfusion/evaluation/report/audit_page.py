@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from medfusion.evaluation.report.figures import MUTED, PALETTE
 from medfusion.evaluation.report.page import render_page
-from medfusion.evaluation.report.svg import Curve, Range, line_chart, png_uri
+from medfusion.evaluation.report.svg import (
+    DASHES,
+    MUTED,
+    PALETTE,
+    Curve,
+    Range,
+    line_chart,
+    png_uri,
+)
 from medfusion.evaluation.report.wording import listed, number
 from medfusion.privacy.audit.attacks import Floats, Inversion, Membership
 from medfusion.privacy.audit.claims import Claim
@@ -91,6 +98,7 @@ def score_chart(audit: PlanAudit) -> Markup:
         y="canaries",
         x_range=(low, high),
         y_range=(0.0, top),
+        alt="Histograms of the attacker's scores for canaries that took part and that did not",
     )
 
 
@@ -98,7 +106,7 @@ def roc_chart(private: Membership, plain: Membership) -> Markup:
     """Return the attack's ROC curves under the plan and without privacy."""
     unit: Range = (0.0, 1.0)
     curves = [
-        Curve(points=np.array([[0.0, 0.0], [1.0, 1.0]]), color=MUTED, dashed=True),
+        Curve(points=np.array([[0.0, 0.0], [1.0, 1.0]]), color=MUTED, dash="3 4"),
         Curve(
             points=np.stack(private.roc(), axis=1),
             color=_PRIVATE,
@@ -107,6 +115,7 @@ def roc_chart(private: Membership, plain: Membership) -> Markup:
         Curve(
             points=np.stack(plain.roc(), axis=1),
             color=_OPEN,
+            dash=DASHES[1],
             name=f"without privacy, AUROC {plain.auroc:.2f}",
         ),
     ]
@@ -116,6 +125,8 @@ def roc_chart(private: Membership, plain: Membership) -> Markup:
         y="share of members recognised",
         x_range=unit,
         y_range=unit,
+        alt=f"ROC curves of the attack: AUROC {private.auroc:.2f} with the plan, "
+        f"{plain.auroc:.2f} without privacy",
     )
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from medfusion.evaluation.report.privacy import plans
 from medfusion.evaluation.report.run_folder import Run
-from medfusion.evaluation.report.tables import Table, plans
+from medfusion.evaluation.report.table import Table, table
 from medfusion.evaluation.report.wording import counted, epsilon
 from medfusion.privacy.accounting import composed_epsilon, merged
 from medfusion.privacy.plan import DpPlan
@@ -122,7 +123,7 @@ def budget_table(found: list[Budget]) -> Table:
         )
         for one in found
     )
-    return Table(head, rows, frozenset(range(1, len(head))))
+    return table("Epsilon of each hospital", head, rows, words=1)
 
 
 def client_dp_in_words(run: Run) -> str:

@@ -1,12 +1,19 @@
 """Renders a run folder as one HTML file that works offline."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
-from medfusion.evaluation.report import budget, figures, tables
+from medfusion.evaluation.report import (
+    budget,
+    calibration,
+    figures,
+    hospitals,
+    lead,
+    privacy,
+    quality,
+    reproduce,
+    selection,
+)
 from medfusion.evaluation.report.initial_weights import initial_weights_in_words
 from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.run_folder import Run, read_run
@@ -30,42 +37,36 @@ def build_report(run_dir: Path, *, summary: dict[str, Any] | None = None) -> Pat
 
 def _content(run: Run) -> dict[str, Any]:
     """Return what the template shows."""
-    curves = figures.curves_by_round(run) if run.rounds else []
-    labels, quality = None, []
-    target, told = tables.target_table(run), tables.confusion_table(run)
-    if run.counts is not None:
-        labels, legends = tables.label_table(run)
-        quality = [figures.roc_curves(run, legends), figures.reliability_diagram(run)]
     spent = budget.budgets(run)
-    spending = figures.budget_figures(spent)
     return {
         "run": run,
-        "key_figures": tables.key_figures(run),
-        "sentences": tables.in_words(run),
-        "curves": curves,
-        "quality": quality,
-        "labels": labels,
-        "target": target,
-        "told": told,
-        "headline": run.measures.headline.name,
-        "sites": tables.site_table(run),
-        "thresholds": tables.threshold_table(run),
-        "selection_text": tables.selection_in_words(run),
+        "key_figures": lead.key_figures(run),
+        "sentences": lead.in_words(run),
+        "labels": quality.label_table(run),
+        "target": quality.target_table(run),
+        "told": quality.confusion_table(run),
+        "boxes": quality.boxes_table(run),
+        "quality": figures.quality_figures(run),
+        "calibration_text": calibration.calibration_in_words(run),
+        "calibrated": calibration.calibration_table(run),
+        "reliable": figures.calibrated_reliability(run),
+        "coverage": calibration.coverage_table(run),
+        "headline": run.headline.name,
+        "sites": hospitals.site_table(run),
+        "labels_by_site": hospitals.label_by_site_table(run),
+        "course": hospitals.course_in_words(run),
+        "curves": figures.curves_by_round(run),
+        "thresholds": selection.threshold_table(run),
+        "selection_text": selection.selection_in_words(run),
         "privacy": run.privacy,
-        "privacy_text": tables.privacy_covers(run),
+        "privacy_text": privacy.privacy_covers(run),
+        "privacy_means": privacy.privacy_means(run),
         "initial_weights_text": initial_weights_in_words(run.card),
-        "plans": tables.privacy_table(run),
+        "plans": privacy.privacy_table(run),
         "budgets": budget.budget_table(spent),
-        "spending": spending,
+        "spending": figures.spending(spent),
         "client_dp_text": budget.client_dp_in_words(run),
-        "figures_json": _script_safe([*curves, *quality, *spending]),
-        "plotly_js": get_plotlyjs(),
+        "commands": reproduce.commands(run),
+        "same_text": reproduce.same_in_words(run),
+        "facts": reproduce.facts(run),
     }
-
-
-def _script_safe(data: Any) -> str:
-    """Return JSON in which nothing can end the script element that holds it."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=True)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

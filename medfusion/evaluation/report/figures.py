@@ -1,26 +1,63 @@
-"""The report's figures as plotly.js data, all text escaped.
+"""The report's figures: what they draw, and what they show in words."""
 
-A figure is ``{"id", "title", "note", "data", "layout"}``; plotly.js reads a subset of HTML in
-its texts, so names from outside are escaped here as in the page.
-"""
-
-import html
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
+from medfusion.evaluation.decision_curve import THRESHOLDS, net_benefit, net_benefit_of_all
 from medfusion.evaluation.metrics import CALIBRATION_BINS, FloatArray, reliability, sigmoid
+from medfusion.evaluation.operating_points import rates
 from medfusion.evaluation.report.budget import Budget
 from medfusion.evaluation.report.run_folder import Run
+from medfusion.evaluation.report.svg import DASHES, MUTED, PALETTE, Curve, Range, line_chart
+from medfusion.evaluation.report.wording import number
 from medfusion.evaluation.score_histograms import bin_centres
 
-Figure = dict[str, Any]
-Trace = dict[str, Any]
+_UNIT: Range = (0.0, 1.0)
+_ROUND = "round"
+_MOST = len(PALETTE) - 1  # that a reader can tell apart, beside one of all
 
-INK, MUTED, GRID = "#1f2a37", "#6b7785", "#e6eaef"
-# Apart for most colour-blind readers (after Okabe and Ito, 2008), darkened for white paper.
-PALETTE = ("#0b6fae", "#c2560c", "#00806a", "#a84f86", "#8a6d00", "#3f8fc4", "#555f6b", "#7a4fc0")
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A chart of curves, with its description for those who do not see it."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    x: str
+    y: str
+    alt: str
+    x_range: Range
+    y_range: Range
+    note: str = ""
+
+    @property
+    def chart(self) -> Markup:
+        """The chart as markup."""
+        return line_chart(
+            self.curves,
+            x=self.x,
+            y=self.y,
+            x_range=self.x_range,
+            y_range=self.y_range,
+            alt=self.alt,
+            whole_x=self.x == _ROUND,
+        )
+
+
+def curve(name: str, x: Sequence[Any], y: Sequence[Any], turn: int = 0) -> Curve:
+    """Return a curve of the points whose ``y`` is known, in the ``turn``-th colour and dash."""
+    points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
+    style = turn % len(PALETTE)
+    return Curve(
+        points=np.array(points, dtype=np.float64).reshape(-1, 2),
+        color=PALETTE[style],
+        dash=DASHES[style],
+        name=name,
+    )
 
 
 def curves_by_round(run: Run) -> list[Figure]:
@@ -28,89 +65,113 @@ def curves_by_round(run: Run) -> list[Figure]:
     rounds = run.rounds
     numbers = [line["round"] for line in rounds]
     up, down = ([line[key] / 1e6 for line in rounds] for key in ("bytes_up", "bytes_down"))
-    figures = [
+    norms = [line.get("update_norm") for line in rounds]
+    found = [
         _headline_by_round(run),
-        _figure(
-            "update-norm",
-            "Update norm",
-            [_line(numbers, [line.get("update_norm") for line in rounds], "L2 norm")],
-            y="L2 norm of the global change",
-            x="round",
-            from_zero=True,
-        ),
+        _by_round("Update norm", [curve("L2 norm", numbers, norms)], "L2 norm of the change"),
         _seconds(run, numbers),
-        _figure(
-            "bytes",
+        _by_round(
             "Traffic, all hospitals",
-            [
-                _line(numbers, down, "to the hospitals"),
-                _line(numbers, up, "to the server", color=PALETTE[1], dash="dot"),
-            ],
-            y="MB",
-            x="round",
-            from_zero=True,
+            [curve("to the hospitals", numbers, down), curve("to the server", numbers, up, 1)],
+            "MB",
         ),
     ]
-    return [figure for figure in figures if _most_points(figure) >= 2]
+    return [figure for figure in found if figure is not None]
 
 
-def _headline_by_round(run: Run) -> Figure:
+def _headline_by_round(run: Run) -> Figure | None:
     measured = [(line["round"], line["metrics"]) for line in run.rounds if line.get("metrics")]
     numbers = [number for number, _ in measured]
-    headline = run.measures.headline
-    if headline.key != "auroc_macro":
-        line = _line(numbers, [m[headline.key] for _, m in measured], headline.name)
-        y, name = headline.name, headline.key
-        return _figure(name, headline.name, [line], y=y, x="round", from_zero=True)
-    traces = [
-        _background(numbers, [m["auroc"].get(label) for _, m in measured], label)
-        for label in run.labels
-    ]
-    macro = _line(numbers, [m["auroc_macro"] for _, m in measured], "mean of the labels")
-    figure = _figure("auroc", "AUROC", [*traces, macro], y="AUROC", x="round")
-    figure["note"] = "Blue: mean of the labels. Grey: each label."
-    return figure
+    headline = run.headline
+    curves = [curve(headline.name, numbers, [m.get(headline.key) for _, m in measured])]
+    if headline.key == "auroc_macro" and 1 < len(run.labels) <= _MOST:
+        curves += [
+            curve(label, numbers, [m["auroc"].get(label) for _, m in measured], 1 + turn)
+            for turn, label in enumerate(run.labels)
+        ]
+    title = headline.name[:1].upper() + headline.name[1:]
+    return _by_round(title, curves, headline.name, from_zero=headline.key != "auroc_macro")
 
 
-def _seconds(run: Run, numbers: list[int]) -> Figure:
+def _seconds(run: Run, numbers: list[int]) -> Figure | None:
     """Whole rounds, and each hospital's own time where there are few enough to tell apart."""
     names = sorted({name for line in run.rounds for name in line["sites"]})
-    shown = names if len(names) <= 12 else []
-    traces = [
-        _background(
-            numbers, [line["sites"].get(name, {}).get("seconds") for line in run.rounds], name
-        )
-        for name in shown
-    ]
-    traces.append(_line(numbers, [line["seconds"] for line in run.rounds], "whole round"))
-    figure = _figure("seconds", "Seconds", traces, y="seconds", x="round", from_zero=True)
-    figure["note"] = "Blue: whole round. Grey: until each hospital answered." if shown else ""
-    return figure
+    curves = [curve("whole round", numbers, [line["seconds"] for line in run.rounds])]
+    if len(names) <= _MOST:
+        curves += [
+            curve(
+                name,
+                numbers,
+                [line["sites"].get(name, {}).get("seconds") for line in run.rounds],
+                1 + turn,
+            )
+            for turn, name in enumerate(names)
+        ]
+    return _by_round("Seconds until each answered", curves, "seconds")
 
 
-def roc_curves(run: Run, intervals: Sequence[str]) -> Figure:
-    """Return one ROC curve for each label that has both classes; ``intervals`` go with names."""
-    assert run.counts is not None
-    traces = [_background([0, 1], [0, 1], "chance", dash="dash")]
-    for row, (label, text) in enumerate(zip(run.labels, intervals, strict=True)):
-        negative, positive = run.counts[row]
-        if negative.sum() <= 0 or positive.sum() <= 0:
-            continue
-        x, y = _drop_inner(_rates(negative), _rates(positive))
-        trace = _line(x.tolist(), y.tolist(), label, color=PALETTE[row % len(PALETTE)])
-        trace["mode"] = "lines"
-        trace["name"] += f"  <span style='color:{MUTED}'>{html.escape(text, quote=False)}</span>"
-        trace["hovertemplate"] = "false positive rate %{x:.2f}, true positive rate %{y:.2f}"
-        traces.append(trace)
-    figure = _figure(
-        "roc", "ROC by label", traces, x="false positive rate", y="true positive rate", height=460
+def _by_round(
+    title: str, curves: Sequence[Curve], y: str, *, from_zero: bool = True
+) -> Figure | None:
+    """Return a chart over rounds; None if no curve has two points."""
+    drawn = tuple(one for one in curves if len(one.points) >= 2)
+    if not drawn:
+        return None
+    points = np.concatenate([one.points for one in drawn])
+    low, high = float(points[:, 1].min()), float(points[:, 1].max())
+    low = min(0.0, low) if from_zero else low
+    pad = 0.05 * (high - low) or 1.0
+    first, last = drawn[0].points[0], drawn[0].points[-1]
+    alt = (
+        f"{title} by round: {drawn[0].name} from {number(first[1])} in round {first[0]:g} "
+        f"to {number(last[1])} in round {last[0]:g}"
     )
-    return _square(figure, legend={"x": 0.99, "xanchor": "right", "y": 0.03, "yanchor": "bottom"})
+    alone = len(drawn) == 1  # what it is called stands at the axis
+    return Figure(
+        title,
+        (replace(drawn[0], name=""),) if alone else drawn,
+        _ROUND,
+        y,
+        alt,
+        x_range=(float(points[:, 0].min()), float(points[:, 0].max())),
+        y_range=(low if from_zero else low - pad, high + pad),
+    )
 
 
-def _rates(counts: FloatArray) -> FloatArray:
-    """Return the share of studies at or above each score, from none of them to all [S + 1]."""
-    return np.concatenate([[0.0], np.cumsum(counts[::-1]) / counts.sum()])
+def quality_figures(run: Run) -> list[Figure]:
+    """Return ROC, reliability and decision curves; none where no label has both classes."""
+    if run.counts is None or not (run.counts.sum(axis=-1) > 0).all(axis=-1).any():
+        return []
+    return [roc_curves(run), reliability_diagram(run), decision_curves(run)]
+
+
+def roc_curves(run: Run) -> Figure:
+    """Return a ROC curve of each label that has both classes, the first few of many labels."""
+    assert run.counts is not None
+    both = (run.counts.sum(axis=-1) > 0).all(axis=-1)
+    curves = [_diagonal("chance")]
+    for turn, row in enumerate(np.flatnonzero(both)[:_MOST]):
+        sensitivity, specificity = rates(run.counts[row])
+        x, y = _drop_inner(1.0 - specificity, sensitivity)
+        curves.append(curve(run.labels[row], x.tolist(), y.tolist(), 1 + turn))
+    return Figure(
+        "ROC by label",
+        tuple(curves),
+        "false positive rate",
+        "true positive rate",
+        f"ROC curves of {both.sum()} labels; their areas are in the table above",
+        _UNIT,
+        _UNIT,
+        _first_of(int(both.sum())),
+    )
+
+
+def _first_of(count: int) -> str:
+    return f"The first {_MOST} of {count} labels." if count > _MOST else ""
+
+
+def _diagonal(name: str) -> Curve:
+    return Curve(points=np.array([[0.0, 0.0], [1.0, 1.0]]), color=MUTED, dash="3 4", name=name)
 
 
 def _drop_inner(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -119,174 +180,119 @@ def _drop_inner(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
     return x[keep].round(5), y[keep].round(5)
 
 
+def reliability_curve(
+    name: str, counts: FloatArray, probabilities: FloatArray, turn: int, *, sized: bool = True
+) -> Curve:
+    """Return predicted against observed risk of counts [2, U] at ``probabilities`` [U]."""
+    size, predicted, observed = reliability(counts, probabilities)
+    filled = size > 0
+    found = curve(name, predicted[filled].tolist(), observed[filled].tolist(), turn)
+    if not sized:
+        return found
+    radii = 2.0 + 6.0 * np.sqrt(size[filled] / max(size.max(), 1.0))
+    return Curve(points=found.points, color=found.color, dash=found.dash, name=name, sizes=radii)
+
+
 def reliability_diagram(run: Run) -> Figure:
-    """Return predicted against observed risk, over all labels and (on demand) for each."""
+    """Return predicted against observed risk: over all labels and, of few, for each."""
     assert run.counts is not None
-    probabilities = sigmoid(bin_centres(run.counts.shape[-1]))
-    groups = [("all labels", run.counts.sum(axis=0), PALETTE[0])]
-    if len(run.labels) > 1:
-        groups += [
-            (label, run.counts[row], PALETTE[(row + 1) % len(PALETTE)])
+    risks = sigmoid(bin_centres(run.counts.shape[-1]))
+    curves = [reliability_curve("all labels", run.counts.sum(axis=0), risks, 0)]
+    if 1 < len(run.labels) <= _MOST:
+        curves += [
+            reliability_curve(label, run.counts[row], risks, row + 1, sized=False)
             for row, label in enumerate(run.labels)
         ]
-    traces = [_background([0, 1], [0, 1], "perfect", dash="dash")]
-    for position, (name, counts, color) in enumerate(groups):
-        size, predicted, observed = reliability(counts, probabilities)
-        filled = size > 0
-        if not filled.any():
-            continue
-        trace = _line(
-            predicted[filled].round(4).tolist(), observed[filled].round(4).tolist(), name, color
-        )
-        share = np.sqrt(size[filled] / size.max())
-        trace["marker"] = {"color": color, "size": (5 + 17 * share).round(1).tolist()}
-        trace["customdata"] = size[filled].round().tolist()
-        trace["hovertemplate"] = "predicted %{x:.2f}, observed %{y:.2f}, %{customdata:,} studies"
-        trace["visible"] = True if position == 0 else "legendonly"
-        traces.append(trace)
-    figure = _figure(
-        "reliability",
-        "Reliability",
-        traces,
-        x="predicted probability",
-        y="observed share of positives",
-        height=460,
-    )
-    figure["note"] = (
-        f"Studies in {CALIBRATION_BINS} bins of predicted probability; the larger the point, "
-        "the more studies. Click a label to show it."
-    )
-    return _square(figure, legend={"x": 0.02, "xanchor": "left", "y": 0.98, "yanchor": "top"})
+    return _reliability("Reliability", curves, "the calibration errors are in the table above")
 
 
-def budget_figures(budgets: Sequence[Budget]) -> list[Figure]:
-    """Return each hospital's ceiling in parts, and how epsilon was spent over the rounds."""
-    return [_budget_bars(budgets), _spending(budgets)] if budgets else []
-
-
-def _budget_bars(budgets: Sequence[Budget]) -> Figure:
-    names = [html.escape(one.site, quote=False) for one in budgets]
-    parts = (
-        ("released", PALETTE[0], [one.released for one in budgets]),
-        ("reserved, not released", "#9cc3de", [one.reserved - one.released for one in budgets]),
-        ("left of the ceiling", GRID, [one.left for one in budgets]),
-    )
-    traces = [
-        {
-            "type": "bar",
-            "name": name,
-            "x": names,
-            "y": values,
-            "marker": {"color": color},
-            "hovertemplate": "%{y:.2f}",
-        }
-        for name, color, values in parts
+def calibrated_reliability(run: Run) -> Figure | None:
+    """Return the reliability over all labels before and after calibration; None without one."""
+    if run.counts is None or run.calibration is None or run.calibration.method == "none":
+        return None
+    logits = bin_centres(run.counts.shape[-1])
+    told = [run.calibration.labels[label].probabilities(logits) for label in run.labels]
+    after, risks = np.concatenate(run.counts, axis=1), np.concatenate(told)
+    curves = [
+        reliability_curve("before", run.counts.sum(axis=0), sigmoid(logits), 1, sized=False),
+        reliability_curve("after", after, risks, 0),
     ]
-    figure = _figure(
-        "budget", "Epsilon of each hospital", traces, x="", y="epsilon", height=320, from_zero=True
+    return _reliability(
+        "Reliability, all labels, before and after",
+        curves,
+        "the calibration errors before and after are in the table above",
     )
-    figure["layout"] |= {"barmode": "stack", "bargap": 0.45}
-    figure["layout"]["xaxis"]["type"] = "category"
-    return figure
 
 
-def _spending(budgets: Sequence[Budget]) -> Figure:
-    """One rising line for each hospital, and the ceilings."""
-    traces = []
-    for position, one in enumerate(budgets):
-        color = PALETTE[position % len(PALETTE)]
-        traces.append(_line(list(one.spent), list(one.spent.values()), one.site, color))
-    first, last = min(budgets[0].spent), max(budgets[0].spent)
-    for ceiling in sorted({one.ceiling for one in budgets if one.ceiling is not None}):
-        trace = _background([first, last], [ceiling, ceiling], "ceiling", dash="dash")
-        traces.append(trace | {"hovertemplate": f"ceiling {ceiling:g}"})
-    figure = _figure(
-        "spending",
-        "Epsilon released, by round",
-        traces,
-        x="round",
-        y="epsilon, composed so far",
-        height=320,
-        from_zero=True,
+def _reliability(title: str, curves: list[Curve], where: str) -> Figure:
+    drawn = (_diagonal("perfect"), *(one for one in curves if len(one.points)))
+    return Figure(
+        title,
+        drawn,
+        "predicted probability",
+        "observed share of positives",
+        f"Reliability diagram: observed share of positives at each predicted probability; {where}",
+        _UNIT,
+        _UNIT,
+        f"Studies in {CALIBRATION_BINS} bins of predicted probability; the larger a dot, the more "
+        "studies. Below the diagonal the model promises too much.",
     )
-    figure["note"] = "Round 0: selection. Dashed: the hospitals' ceilings."
-    return figure
 
 
-def _line(
-    x: Sequence[float],
-    y: Sequence[float | None],
-    name: str,
-    color: str = PALETTE[0],
-    dash: str = "solid",
-) -> Trace:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": list(x),
-        "y": list(y),
-        "name": html.escape(name, quote=False),
-        "line": {"color": color, "width": 2.2, "dash": dash},
-        "marker": {"color": color, "size": 5},
-        "hovertemplate": "%{y:.4~g}",
-    }
+def decision_curves(run: Run) -> Figure:
+    """Return each label's net benefit beyond that of acting on all or on nobody."""
+    assert run.counts is not None
+    probabilities = sigmoid(bin_centres(run.counts.shape[-1]))
+    both = (run.counts.sum(axis=-1) > 0).all(axis=-1)
+    curves = [Curve(points=np.array([[0.0, 0.0], [1.0, 0.0]]), color=MUTED, dash="3 4")]
+    for turn, row in enumerate(np.flatnonzero(both)[:_MOST]):
+        counts = run.counts[row]
+        default = np.maximum(net_benefit_of_all(counts), 0.0)
+        gain = net_benefit(counts, probabilities) - default
+        curves.append(curve(run.labels[row], THRESHOLDS.tolist(), gain.tolist(), 1 + turn))
+    gains = np.concatenate([one.points[:, 1] for one in curves])
+    pad = 0.01 + 0.05 * float(np.ptp(gains))
+    return Figure(
+        "What acting on it would gain",
+        tuple(curves),
+        "risk from which one would act",
+        "net benefit gained",
+        "Decision curves: net benefit of acting on the model beyond that of acting on everybody "
+        "or nobody, by the risk from which one would act",
+        _UNIT,
+        (float(gains.min()) - pad, float(gains.max()) + pad),
+        "Above 0 the model is of more use than acting on everybody and than acting on nobody "
+        "(Vickers and Elkin 2006).",
+    )
 
 
-def _background(
-    x: Sequence[float], y: Sequence[float | None], name: str, dash: str = "solid"
-) -> Trace:
-    """Return a thin grey line that the legend leaves out."""
-    trace = _line(x, y, name, color="#b9c4cf", dash=dash)
-    trace["line"]["width"] = 1.2
-    return trace | {"mode": "lines", "showlegend": False}
-
-
-def _figure(
-    identifier: str,
-    title: str,
-    data: list[Trace],
-    *,
-    x: str,
-    y: str,
-    height: int = 260,
-    from_zero: bool = False,
-) -> Figure:
-    def axis(text: str) -> dict[str, Any]:
-        return {
-            "title": {"text": text, "font": {"size": 12, "color": MUTED}},
-            "gridcolor": GRID,
-            "linecolor": "#c9d1d9",
-            "zeroline": False,
-            "automargin": True,
-        }
-
-    in_legend = sum(trace.get("showlegend", True) for trace in data)
-    layout: dict[str, Any] = {
-        "height": height,
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 44},
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "color": INK},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": axis(x) | ({"tickformat": "d"} if x == "round" else {}),
-        "yaxis": axis(y) | ({"rangemode": "tozero"} if from_zero else {}),
-        "showlegend": in_legend > 1,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "hovermode": "closest",
-    }
-    return {"id": identifier, "title": title, "note": "", "data": data, "layout": layout}
-
-
-def _square(figure: Figure, legend: dict[str, Any]) -> Figure:
-    """Both axes from 0 to 1; the legend inside while it is short, else at the right."""
-    layout = figure["layout"]
-    for name in ("xaxis", "yaxis"):
-        layout[name] |= {"range": [-0.02, 1.02], "dtick": 0.2}
-    if len(figure["data"]) > 8:
-        legend = {"x": 1.02, "y": 1}
-    layout["legend"] = legend | {"font": {"size": 12}, "bgcolor": "rgba(255,255,255,0.85)"}
-    layout["showlegend"] = True
-    return figure
-
-
-def _most_points(figure: Figure) -> int:
-    return max(sum(value is not None for value in trace["y"]) for trace in figure["data"])
+def spending(budgets: Sequence[Budget]) -> Figure | None:
+    """Return epsilon by round of each hospital, the first few of many, and the ceilings."""
+    curves = [
+        curve(one.site, list(one.spent), list(one.spent.values()), turn)
+        for turn, one in enumerate(budgets[:_MOST])
+    ]
+    figure = _by_round("Epsilon released, by round", curves, "epsilon, composed so far")
+    if figure is None:
+        return None
+    ceilings = sorted({one.ceiling for one in budgets if one.ceiling is not None})
+    lines = [
+        Curve(
+            points=np.array([[end, ceiling] for end in figure.x_range]),
+            color=MUTED,
+            dash="3 4",
+            name=f"ceiling {ceiling:g}",
+        )
+        for ceiling in ceilings
+    ]
+    top = 1.05 * max([figure.y_range[1], *ceilings])
+    return Figure(
+        figure.title,
+        (*figure.curves, *lines),
+        figure.x,
+        figure.y,
+        figure.alt,
+        figure.x_range,
+        (0.0, top),
+        "Round 0: selection.",
+    )

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,20 @@ import numpy as np
 from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
+from medfusion.evaluation.calibration import Calibration
 from medfusion.evaluation.kinds import measures_of
-from medfusion.evaluation.measures import Measures
+from medfusion.evaluation.measures import Headline, Measures
 from medfusion.evaluation.metrics import FloatArray
 from medfusion.evaluation.multilabel_measures import MultilabelMeasures
 
 SCHEMA = 1
+_EXPECTED = {"auroc", "sites", "rounds", "seconds", "bytes_up", "bytes_down", "seed"}
+_HASHED = (
+    "config.toml",
+    "model/model.json",
+    "model/model.safetensors",
+    "model/calibration.json",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +39,25 @@ class Run:
         ``summary.json``, the lines of ``rounds.jsonl``, ``model/model.json``.
     measures
         What the task is measured by.
+    releases
+        What each site released of its test patients, and the standard deviation of the noise
+        in each cell of it, by the site's name.
     total
-        What the sites released of their test patients, summed.
+        The releases, summed.
     counts
         The score histograms in it, without negative cells: [L, 2, S]; None for kinds of task
         that have none.
     noise
         Standard deviation of the noise in each cell of that sum.
+    calibration
+        ``model/calibration.json``.
     config
         Text of ``config.toml``.
+    hashes
+        SHA-256 of the files that others need to have the same, by path.
     """
+
+    folder: Path
 
     summary: dict[str, Any]
     rounds: tuple[dict[str, Any], ...]
@@ -47,10 +66,22 @@ class Run:
     selection: Selection | None
     labels: tuple[str, ...]
     measures: Measures
+    releases: Mapping[str, tuple[FloatArray, float]]
     total: FloatArray | None
     counts: FloatArray | None
     noise: float
+    calibration: Calibration | None
     config: str
+    hashes: Mapping[str, str]
+
+    @property
+    def headline(self) -> Headline:
+        """The first figure of the task's measures that the run has.
+
+        Under privacy a detector's boxes are not measured, only what they say of studies.
+        """
+        first, second = self.measures.headline, Measures.headline
+        return second if self.summary.get(first.key) is None else first
 
     @property
     def name(self) -> str:
@@ -74,6 +105,11 @@ def read_run(folder: Path, *, summary: dict[str, Any] | None = None) -> Run:
     summary = summary or _read_json(folder / "summary.json")
     if summary is None:
         raise DataError(f"{folder}: no summary.json; expected the folder of a finished run")
+    if lacking := _EXPECTED - summary.keys():
+        raise DataError(
+            f"{folder / 'summary.json'}: expected the keys of a finished run, found no "
+            f"{', '.join(sorted(lacking))}"
+        )
     card = _read_json(folder / "model" / "model.json") or {}
     try:
         task = Task.parse(card["task"], where="task") if "task" in card else None
@@ -83,47 +119,74 @@ def read_run(folder: Path, *, summary: dict[str, Any] | None = None) -> Run:
         raise DataError(f"{folder / 'model' / 'model.json'}: {error}") from None
     labels = task.labels.names if task else tuple(summary["auroc"])
     measures = measures_of(task) if task else MultilabelMeasures(labels)
-    total, noise = _sum_releases(folder / "histograms.json", card, measures)
+    releases = _read_releases(folder / "histograms.json", card, measures)
+    total = np.sum([one for one, _ in releases.values()], axis=0) if releases else None
+    noise = math.hypot(*(noise for _, noise in releases.values()))
     config = folder / "config.toml"
     return Run(
+        folder=folder,
         summary=summary,
-        rounds=_read_rounds(folder / "rounds.jsonl"),
+        rounds=read_rounds(folder / "rounds.jsonl"),
         card=card,
         task=task,
         selection=selection,
         labels=labels,
         measures=measures,
+        releases=releases,
         total=total,
         counts=None if total is None else measures.score_counts(total, noise=noise),
         noise=noise,
+        calibration=_read_calibration(folder / "model" / "calibration.json"),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
+        hashes={
+            name: sha256((folder / name).read_bytes()).hexdigest()
+            for name in _HASHED
+            if (folder / name).is_file()
+        },
     )
 
 
-def _sum_releases(
+def _read_releases(
     path: Path, card: dict[str, Any], measures: Measures
-) -> tuple[FloatArray | None, float]:
-    """Return the sum of what the sites released, and the noise in each of its cells."""
+) -> dict[str, tuple[FloatArray, float]]:
+    """Return what each site released, and the noise in each of its cells, by name."""
     data = _read_json(path)
     if data is None or not data["sites"]:
-        return None, 0.0
+        return {}
     plans = (card.get("privacy") or {}).get("sites") or {}
-    multipliers = [plans[name]["metrics_noise"] or 0.0 for name in data["sites"] if name in plans]
+    multipliers = {
+        name: plans[name]["metrics_noise"] or 0.0 for name in data["sites"] if name in plans
+    }
     shape = measures.release_shape(noised=bool(multipliers))
-    total = np.zeros(shape)
+    # Runs before subgroups did not write it.
+    sensitivity = float(data.get("sensitivity", measures.sensitivity))
+    found = {}
     for name in sorted(data["sites"]):
         histogram = np.array(data["sites"][name], dtype=np.float64)
         if histogram.shape != shape:
             raise DataError(
                 f"{path}: sites.{name}: expected shape {shape}, found {histogram.shape}"
             )
-        total += histogram
-    # Runs before subgroups did not write it.
-    sensitivity = data.get("sensitivity", measures.sensitivity)
-    return total, sensitivity * math.hypot(*multipliers)
+        found[name] = (histogram, sensitivity * multipliers.get(name, 0.0))
+    return found
 
 
-def _read_rounds(path: Path) -> tuple[dict[str, Any], ...]:
+def _read_calibration(path: Path) -> Calibration | None:
+    found = _read_json(path)
+    try:
+        return None if found is None else Calibration.parse(found, where=str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+
+
+def read_rounds(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return the lines of ``rounds.jsonl``; none where the file is not there yet.
+
+    Raises
+    ------
+    DataError
+        If a line is damaged or of another schema.
+    """
     if not path.exists():
         return ()
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,7 @@
-"""Line charts and grey images as text that a page holds: no script, no file beside it."""
+"""Line charts and grey images as text that a page holds: no script, no file beside it.
+
+Colours are the page's own (`report.css`), so that charts follow its light or dark scheme.
+"""
 
 import base64
 import io
@@ -12,37 +15,54 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from medfusion.evaluation.report.figures import GRID, INK, MUTED
-
 Range = tuple[float, float]
 
-_WIDTH, _HEIGHT = 520, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 30, 46
+INK, MUTED, GRID = "var(--ink)", "var(--muted)", "var(--line)"
+PALETTE = tuple(f"var(--c{number})" for number in range(8))
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 4", "9 3 2 3 2 3")
+"""One for each colour of the palette, for readers (and printers) that do not tell colours apart."""
+
+_WIDTH, _HEIGHT = 440, 272
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 42
 _TICKS = 6  # about so many on an axis
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Curve:
-    """Points [n, 2] joined by straight lines; ``name`` is for the legend, empty: left out."""
+    """Points [n, 2] joined by straight lines; ``name`` is for the legend, empty: left out.
+
+    ``sizes`` [n] are radii of dots at the points, in the chart's own units.
+    """
 
     points: NDArray[np.float64]
     color: str
     name: str = ""
     filled: bool = False
-    dashed: bool = False
+    dash: str = ""
+    sizes: NDArray[np.float64] | None = None
 
 
 def line_chart(
-    curves: Sequence[Curve], *, x: str, y: str, x_range: Range, y_range: Range
+    curves: Sequence[Curve],
+    *,
+    x: str,
+    y: str,
+    x_range: Range,
+    y_range: Range,
+    alt: str,
+    whole_x: bool = False,
 ) -> Markup:
-    """Return an SVG chart; every text in it is escaped."""
+    """Return an SVG chart and its legend; every text in them is escaped.
+
+    ``alt`` says in words what the chart shows; ``whole_x``: numbers on the x axis are whole.
+    """
     parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-family="sans-serif" '
-        f'font-size="12" fill="{INK}">',
-        *_axes(x_range, y_range, x, y),
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(alt)}" '
+        f'font-size="11.5" fill="{INK}">',
+        *_axes(x_range, y_range, x, y, whole_x),
         *(_path(curve, x_range, y_range) for curve in curves),
-        *_legend([curve for curve in curves if curve.name]),
         "</svg>",
+        *_legend([curve for curve in curves if curve.name]),
     ]
     return Markup("".join(parts))  # noqa: S704 -- texts are escaped below, the rest are numbers
 
@@ -50,8 +70,13 @@ def line_chart(
 def png_uri(image: NDArray[np.float64], low: float, high: float) -> str:
     """Return an image [H, W] as a data URI: ``low`` is black, ``high`` is white."""
     grey = np.clip((image - low) / (high - low), 0, 1) * 255
+    return picture_uri(Image.fromarray(grey.round().astype(np.uint8)))
+
+
+def picture_uri(picture: Image.Image) -> str:
+    """Return a picture as a data URI of a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(grey.round().astype(np.uint8)).save(buffer, "PNG")
+    picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -66,17 +91,29 @@ def _at_y(value: float, y_range: Range) -> float:
 
 
 def _path(curve: Curve, x_range: Range, y_range: Range) -> str:
-    points = " ".join(f"{_at_x(x, x_range)},{_at_y(y, y_range)}" for x, y in curve.points)
+    at = [(_at_x(x, x_range), _at_y(y, y_range)) for x, y in curve.points]
+    points = " ".join(f"{x},{y}" for x, y in at)
     fill = f'fill="{curve.color}" fill-opacity="0.25"' if curve.filled else 'fill="none"'
-    dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
-    return f'<polyline points="{points}" {fill} stroke="{curve.color}" stroke-width="1.8"{dash}/>'
+    line = f'<polyline points="{points}" {fill} {_stroke(curve)}/>'
+    if curve.sizes is None:
+        return line
+    dots = (
+        f'<circle cx="{x}" cy="{y}" r="{size:.1f}" fill="{curve.color}"/>'
+        for (x, y), size in zip(at, curve.sizes, strict=True)
+    )
+    return line + "".join(dots)
 
 
-def _axes(x_range: Range, y_range: Range, x: str, y: str) -> list[str]:
+def _stroke(curve: Curve) -> str:
+    dash = f' stroke-dasharray="{curve.dash}"' if curve.dash else ""
+    return f'stroke="{curve.color}" stroke-width="1.8"{dash}'
+
+
+def _axes(x_range: Range, y_range: Range, x: str, y: str, whole_x: bool) -> list[str]:
     """Return grid lines with their numbers, and the names of the axes."""
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = []
-    for tick in _ticks(*x_range):
+    for tick in _ticks(*x_range, least=1.0 if whole_x else 0.0):
         at = _at_x(tick, x_range)
         parts.append(_grid_line(at, at, _TOP, bottom))
         parts.append(_text(at, bottom + 16, f"{tick:g}", "middle"))
@@ -85,11 +122,11 @@ def _axes(x_range: Range, y_range: Range, x: str, y: str) -> list[str]:
         parts.append(_grid_line(_LEFT, right, at, at))
         parts.append(_text(_LEFT - 7, at + 4, f"{tick:g}", "end"))
     middle = (_TOP + bottom) / 2
-    turned = f' transform="rotate(-90 14 {middle})"'
+    turned = f' transform="rotate(-90 12 {middle})"'
     return [
         *parts,
-        _text((_LEFT + right) / 2, _HEIGHT - 8, x, "middle", MUTED),
-        _text(14, middle, y, "middle", MUTED, turned),
+        _text((_LEFT + right) / 2, _HEIGHT - 6, x, "middle", MUTED),
+        _text(12, middle, y, "middle", MUTED, turned),
     ]
 
 
@@ -105,18 +142,20 @@ def _text(x: float, y: float, text: str, anchor: str, color: str = INK, transfor
 
 
 def _legend(curves: Sequence[Curve]) -> list[str]:
-    """Return the names above the chart, from the left."""
-    parts, at = [], float(_LEFT)
-    for curve in curves:
-        parts.append(f'<rect x="{at}" y="10" width="14" height="4" fill="{curve.color}"/>')
-        parts.append(_text(at + 20, 17, curve.name, "start"))
-        at += 40 + 6.4 * len(curve.name)
-    return parts
+    """Return a list below the chart: each line as it is drawn, and its name."""
+    if not curves:
+        return []
+    keys = (
+        f'<li><svg class="key" viewBox="0 0 28 8" aria-hidden="true">'
+        f'<line x1="0" x2="28" y1="4" y2="4" {_stroke(curve)}/></svg>{escape(curve.name)}</li>'
+        for curve in curves
+    )
+    return ['<ul class="legend">', *keys, "</ul>"]
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return round numbers within a range."""
-    rough = (high - low) / _TICKS
+def _ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """Return round numbers within a range, at least ``least`` apart."""
+    rough = max((high - low) / _TICKS, least)
     power = 10.0 ** floor(log10(rough))
     step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough)
     first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)

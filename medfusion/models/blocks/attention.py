@@ -34,20 +34,45 @@ class Attention(nn.Module):
         ``keep_BM`` is False at keys that must not be seen; ``gate_BM1`` scales the values;
         ``log_share_M`` is added to the scores.
         """
-        q_BHQE = self._split(self.query(query_BQD))
-        key_BMD, value_BMD = self.key_value(key_BMD).chunk(2, dim=-1)
+        weights_BHQM, value_BMD = self._weigh(query_BQD, key_BMD, keep_BM, log_share_M)
         if gate_BM1 is not None:
             value_BMD = value_BMD * gate_BM1
-        k_BHME, v_BHME = self._split(key_BMD), self._split(value_BMD)
-        scores_BHQM = q_BHQE @ k_BHME.transpose(-1, -2) / sqrt(q_BHQE.shape[-1])
+        mixed_BHQE = weights_BHQM @ self._split(value_BMD)
+        attended: Tensor = self.out(mixed_BHQE.transpose(1, 2).flatten(2))
+        return attended
+
+    def weights(
+        self,
+        query_BQD: Tensor,
+        key_BMD: Tensor,
+        keep_BM: Tensor | None = None,
+        gate_BM1: Tensor | None = None,
+        log_share_M: Tensor | None = None,
+    ) -> Tensor:
+        """Return how much of each key a query takes in, [B, H, Q, M], as `forward` has it.
+
+        Each head's weights add up to 1; what a gate leaves of a value is multiplied in after that.
+        """
+        weights_BHQM, _ = self._weigh(query_BQD, key_BMD, keep_BM, log_share_M)
+        return weights_BHQM if gate_BM1 is None else weights_BHQM * gate_BM1[:, None, None, :, 0]
+
+    def _weigh(
+        self,
+        query_BQD: Tensor,
+        key_BMD: Tensor,
+        keep_BM: Tensor | None,
+        log_share_M: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weights [B, H, Q, M] and the values [B, M, D]."""
+        q_BHQE = self._split(self.query(query_BQD))
+        key_BMD, value_BMD = self.key_value(key_BMD).chunk(2, dim=-1)
+        scores_BHQM = q_BHQE @ self._split(key_BMD).transpose(-1, -2) / sqrt(q_BHQE.shape[-1])
         if log_share_M is not None:
             scores_BHQM = scores_BHQM + log_share_M
         if keep_BM is not None:
             lowest = torch.finfo(scores_BHQM.dtype).min
             scores_BHQM = scores_BHQM.masked_fill(~keep_BM[:, None, None, :], lowest)
-        mixed_BHQE = scores_BHQM.softmax(dim=-1) @ v_BHME
-        attended: Tensor = self.out(mixed_BHQE.transpose(1, 2).flatten(2))
-        return attended
+        return scores_BHQM.softmax(dim=-1), value_BMD
 
     def _split(self, x_BMD: Tensor) -> Tensor:
         batch, length, width = x_BMD.shape

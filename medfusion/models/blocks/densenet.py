@@ -14,6 +14,7 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
+from medfusion.models.blocks.generated import run
 from medfusion.models.blocks.standardized import StandardizedConv2d
 
 Norm = Callable[[int], nn.Module]
@@ -101,11 +102,13 @@ class Transition(nn.Module):
         """Return the normed and rectified map [B, C, H, W], the first half of `forward`."""
         return torch.relu(self.norm(x_BCHW))
 
-    def halve(self, active_BCHW: Tensor) -> Tensor:
-        """Return [B, channels, ceil(H / 2), ceil(W / 2)], the second half of `forward`."""
+    def halve(self, active_BCHW: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Return [B, channels, ceil(H / 2), ceil(W / 2)], the second half of `forward`.
+
+        ``embedding`` [B, l] is for a generated convolution.
+        """
         # a 1x1 convolution commutes with the mean, so pooling first costs a quarter
-        halved: Tensor = self.conv(self.pool(active_BCHW))
-        return halved
+        return run(self.conv, self.pool(active_BCHW), embedding)
 
 
 class Stem(nn.Module):

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from medfusion.models.blocks.densenet import Norm
+from medfusion.models.blocks.torchvision_weights import folded_norm, stem_weights, with_inside
 
-# What torchvision's weights expect of an image in [0, 1]: mean and deviation of red, green, blue.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EPSILON = 1e-5  # of torchvision's BatchNorm
 
 _OLD_SPELLING = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -59,9 +58,7 @@ class NormReLU(nn.Module):
 class WideStem(nn.Module):
     """7x7 convolution with stride 2, norm, ReLU, 3x3 maximum with stride 2.
 
-    The convolution gets a further channel that is 1 on the image and, like all padding, 0 beside
-    it. Its weights hold what a shift of the image's grey levels adds; a bias would add as much at
-    the border, where part of the window lies outside.
+    The convolution gets a further channel, see `with_inside`.
     """
 
     stride = 4
@@ -74,8 +71,7 @@ class WideStem(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Return [B, channels, ceil(H / 4), ceil(W / 4)]."""
-        inside_B1HW = torch.ones_like(image_BCHW[:, :1])
-        x_BCHW = self.conv(torch.cat([image_BCHW, inside_B1HW], dim=1))
+        x_BCHW = self.conv(with_inside(image_BCHW))
         pooled: Tensor = self.pool(torch.relu(self.norm(x_BCHW)))
         return pooled
 
@@ -109,11 +105,11 @@ def from_torchvision(
         if ours is None or kind not in ("weight", "bias"):
             continue
         if ours == "stem.conv":
-            found["stem.conv.weight"] = _stem_weights(value, image_channels)
+            found["stem.conv.weight"] = stem_weights(value, image_channels)
         elif norm == "group" or ".conv" in ours:
             found[f"{ours}.{kind}"] = value
         elif kind == "weight":
-            found |= _folded(ours, state, part)
+            found |= folded_norm(ours, state, part, epsilon=_EPSILON)
     return found
 
 
@@ -124,26 +120,3 @@ def _our_name(part: str) -> str | None:
     if transition := _TRANSITION.fullmatch(part):
         return f"transitions.{int(transition[1]) - 1}.{transition[2]}"
     return _OTHERS.get(part)
-
-
-def _stem_weights(weight: Tensor, image_channels: int) -> Tensor:
-    """Fold the normalisation of an image in [-1, 1] into weights [C, 3, 7, 7] of the stem."""
-    weight = weight.double()
-    mean = torch.tensor(_MEAN, dtype=torch.float64)[:, None, None]
-    deviation = torch.tensor(_DEVIATION, dtype=torch.float64)[:, None, None]
-    colours = weight / (2 * deviation)
-    if image_channels == 1:
-        colours = colours.sum(dim=1, keepdim=True)
-    inside = (weight * (0.5 - mean) / deviation).sum(dim=1, keepdim=True)
-    return torch.cat([colours, inside], dim=1).float()
-
-
-def _folded(ours: str, state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Scale and shift that BatchNorm with these statistics amounts to."""
-    gain, bias, mean, variance = (
-        state[f"{part}.{kind}"].double()
-        for kind in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = gain / (variance + _EPSILON).sqrt()
-    shift = bias - mean * scale
-    return {f"{ours}.scale": scale.float(), f"{ours}.shift": shift.float()}

@@ -33,11 +33,14 @@ class Targets(NamedTuple):
         [B, n, 4]: how each is to be moved; 0 where it is nothing.
     weights
         [B, n]: what each counts, at most 1; 0 where it does not.
+    drawn
+        int64 [B, n]: the drawn box of which each has the largest IoU.
     """
 
     classes: Tensor
     deltas: Tensor
     weights: Tensor
+    drawn: Tensor
 
 
 @torch.no_grad()
@@ -60,7 +63,7 @@ def anchor_targets(anchors_A4: Tensor, boxes_BM4: Tensor, classes_BM: Tensor) ->
     weights = expected_weights(
         positive, matched == 0, drawn=ANCHORS_DRAWN, positive_share=POSITIVE_ANCHORS
     )
-    return Targets(positive.long(), deltas, weights.to(deltas.dtype))
+    return Targets(positive.long(), deltas, weights.to(deltas.dtype), which_BA)
 
 
 @torch.no_grad()
@@ -80,7 +83,7 @@ def proposal_targets(
     weights = expected_weights(
         positive, matched == 0, drawn=drawn, positive_share=POSITIVE_PROPOSALS
     )
-    return Targets(matched.clamp(min=0), deltas, weights.to(deltas.dtype))
+    return Targets(matched.clamp(min=0), deltas, weights.to(deltas.dtype), which_BR)
 
 
 def expected_weights(

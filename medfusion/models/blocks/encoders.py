@@ -4,58 +4,17 @@ After the networks of HyperFusion (see `medfusion.models.blocks.generated`): Gro
 BatchNorm, which mixes patients, and no dropout, whose draws would come from a stream that is
 nobody's. What a fusion does inside the encoder reaches it as `Inside`.
 
-Shapes: B batch, C channels, [...] two or three axes of space, l width of the embedding, K columns,
-V values of a column.
+Shapes: B batch, C channels, [...] two or three axes of space.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from medfusion.errors import ConfigError, did_you_mean
 from medfusion.models.blocks.densenet import group_norm
-from medfusion.models.blocks.generated import Generated
-from medfusion.models.blocks.modulation import Gates, Modulation
-
-
-@dataclass(frozen=True)
-class Inside:
-    """What happens to the maps of one batch on their way through the encoder.
-
-    Attributes
-    ----------
-    tabular
-        [B, K, V]; None where the encoder sees none.
-    embedding
-        [B, l] for generated layers; None without any.
-    gates
-        Multiply the channels of each stage's input.
-    modulation
-        Scales and shifts a map of the last stage.
-    """
-
-    tabular: Tensor | None = None
-    embedding: Tensor | None = None
-    gates: Gates | None = None
-    modulation: Modulation | None = None
-
-    def modulate(self, x: Tensor) -> Tensor:
-        """Return the modulated map, or ``x`` itself."""
-        if self.modulation is None:
-            return x
-        assert self.tabular is not None
-        modulated: Tensor = self.modulation(x, self.tabular)
-        return modulated
-
-
-def run(layer: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
-    """Return a layer's output, whether it is generated or not."""
-    found: Tensor = layer(x, embedding) if isinstance(layer, Generated) else layer(x)
-    return found
+from medfusion.models.blocks.generated import run
+from medfusion.models.blocks.inside import Inside, gated
 
 
 class ResidualStage(nn.Module):
@@ -129,36 +88,13 @@ class Encoder(nn.Module):
         """Return [B, C, ...] of ``channels`` rectified channels."""
         if self.stem is not None:
             x = halve(self.stem(x))
-        gates = inside.gates(inside.tabular) if inside.gates is not None else None
+        factors = inside.factors()
         last = len(self.stages) - 1
         for number, stage in enumerate(self.stages):
-            if gates is not None:
-                x = x * _along(gates[number], x)
+            x = gated(x, factors, number)
             apart = Inside(inside.tabular, inside.embedding)
             x = stage(x, inside if number == last else apart)
         return torch.relu(x)
-
-
-def generate(layers: nn.Module, names: Sequence[str], *, embedding: int, rank: int | None) -> None:
-    """Replace the named convolutions and linear layers below ``layers`` by generated ones.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such layer.
-    """
-    known = {
-        name: layer
-        for name, layer in layers.named_modules()
-        if isinstance(layer, nn.Linear | _ConvNd)
-    }
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"model.generated: no layer {name!r}{did_you_mean(name, known)}; expected some of "
-                f"{', '.join(known)}"
-            )
-        layers.set_submodule(name, Generated(known[name], embedding, rank))
 
 
 def convolution(dims: int, channels: int, out: int, side: int, stride: int = 1) -> _ConvNd:
@@ -174,7 +110,3 @@ def halve(x: Tensor) -> Tensor:
     pool = functional.max_pool3d if x.ndim == 5 else functional.max_pool2d
     halved: Tensor = pool(x, 2, ceil_mode=True)
     return halved
-
-
-def _along(factors_BC: Tensor, x: Tensor) -> Tensor:
-    return factors_BC.reshape(*factors_BC.shape, *[1] * (x.ndim - 2))

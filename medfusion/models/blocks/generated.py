@@ -22,6 +22,7 @@ References
 .. [2] Chang et al., "Principled weight initialization for hypernetworks", ICLR 2020.
 """
 
+from collections.abc import Sequence
 from math import prod, sqrt
 from typing import Any
 
@@ -30,9 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from medfusion.errors import ConfigError, did_you_mean
 from medfusion.models.blocks.linear_path import read_columns
 from medfusion.models.blocks.precision import at_least_float32
-from medfusion.models.spec import InputSpec
+from medfusion.models.spec import FeatureAxis, InputSpec
 
 _GAIN = 2.0  # every layer that may be generated reads a rectified input
 _SHARE = 0.5  # of a layer's initial variance that comes from the generated weights
@@ -73,7 +75,8 @@ class Generated(nn.Module):
     Parameters
     ----------
     base
-        The layer; its initial weights are scaled down to make room for the generated ones.
+        The layer; its initial weights are scaled down to make room for the generated ones. Where
+        they are standardised, which undoes that, they come to one half of the sum all the same.
     embedding
         l.
     rank
@@ -102,20 +105,71 @@ class Generated(nn.Module):
 
     def forward(self, x: Tensor, e_Bl: Tensor) -> Tensor:
         """Return the layer's output for ``x`` [B, C, ...] under the weights of each sample."""
-        weight = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
+        weight: Tensor = self.generator(e_Bl).reshape(e_Bl.shape[0], *self._shape)
         made = self._made(x, weight)
         if self._rank is not None:
-            left = self.left(e_Bl).reshape(len(e_Bl), -1, self._rank)
+            left = self.left(e_Bl).reshape(e_Bl.shape[0], -1, self._rank)
             places = made.shape[2:]
-            made = torch.bmm(left, made.reshape(*made.shape[:2], -1)).reshape(len(x), -1, *places)
+            made = torch.bmm(left, made.reshape(*made.shape[:2], -1)).reshape(
+                x.shape[0], -1, *places
+            )
         bias = self.bias(e_Bl)
         total: Tensor = self.base(x) + made + bias.reshape(*bias.shape, *[1] * (made.ndim - 2))
         return total
+
+    def weights(self, e_Bl: Tensor) -> Tensor:
+        """Return the weights that are made of each embedding, [B, O, C, ...]."""
+        weight: Tensor = self.generator(e_Bl).reshape(len(e_Bl), *self._shape)
+        if self._rank is not None:
+            left = self.left(e_Bl).reshape(len(e_Bl), -1, self._rank)
+            weight = torch.bmm(left, weight.flatten(2)).reshape(-1, *self.base.weight.shape)
+        return weight
 
     def _made(self, x: Tensor, weight: Tensor) -> Tensor:
         if isinstance(self.base, nn.Linear):
             return torch.bmm(weight, x.unsqueeze(2)).squeeze(2)
         return convolve_each(x, weight, self.base.stride, self.base.padding)
+
+
+def run(layer: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
+    """Return a layer's output, whether it is generated or not."""
+    found: Tensor = layer(x, embedding) if isinstance(layer, Generated) else layer(x)
+    return found
+
+
+def generate(
+    layers: nn.Module, names: Sequence[str], *, embedding: int, rank: int | None, prefix: str = ""
+) -> None:
+    """Replace the named convolutions and linear layers below ``layers`` by generated ones.
+
+    ``prefix`` is what the names begin with, before those of ``layers``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such layer.
+    """
+    known = {
+        prefix + name: layer
+        for name, layer in layers.named_modules()
+        if isinstance(layer, nn.Linear | _ConvNd)
+    }
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"model.generated: no layer {name!r}{did_you_mean(name, known)}; expected some of "
+                f"{', '.join(known)}"
+            )
+        layers.set_submodule(name.removeprefix(prefix), Generated(known[name], embedding, rank))
+
+
+def column_rows(layers: nn.Module) -> dict[str, FeatureAxis]:
+    """Name the weight of every `Columns` below ``layers``, and where columns are in it."""
+    return {
+        f"{name}.tabular.weight": FeatureAxis(1, layer.values)
+        for name, layer in layers.named_modules()
+        if isinstance(layer, Columns)
+    }
 
 
 def convolve_each(

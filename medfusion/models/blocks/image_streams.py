@@ -22,11 +22,13 @@ from medfusion.models.blocks.densenet import (
 from medfusion.models.blocks.densenet121 import FixedNorm, NormReLU, WideStem
 from medfusion.models.blocks.exchange import MapToTokens, TokensToMap, pool_to
 from medfusion.models.blocks.fpn import FeaturePyramid
+from medfusion.models.blocks.inside import Inside, gated
 from medfusion.models.blocks.learned import Places
 from medfusion.models.blocks.standardized import StandardizedConv2d
 
 _PATCH = 4  # pixels of the stem's map per side of a patch
 _LARGEST_GRID = 8
+_ALONE = Inside()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,11 @@ class ImageStreams(nn.Module):
     frozen_stages
         Stem and leading stages of the convolutional stream that are not trained. Until
         something trained joins in, autograd keeps nothing of them.
+
+    Attributes
+    ----------
+    grids
+        Height and width of the grid that each part of the tokens is laid out in.
     """
 
     def __init__(
@@ -149,11 +156,12 @@ class ImageStreams(nn.Module):
         )
         self._taps = (1, 2, 3) if fpn else (3,)
         self.pyramid = FeaturePyramid([channels[tap + 1] for tap in self._taps], sizes.width)
+        self.finest = maps[self._taps[0]]
         self._grids = [_capped(maps[tap]) for tap in self._taps]
-        grids = self._grids + ([grid] if attention_stream else [])
-        self.places = Places(grids, sizes.width)
+        self.grids = self._grids + ([grid] if attention_stream else [])
+        self.places = Places(self.grids, sizes.width)
         # The fine level's many tokens would leave the others' few next to nothing to say at first.
-        counts = torch.tensor([height * breadth for height, breadth in grids])
+        counts = torch.tensor([height * breadth for height, breadth in self.grids])
         self.log_share: Tensor
         self.register_buffer("log_share", -counts.repeat_interleave(counts).log(), persistent=False)
         self.norm = nn.LayerNorm(sizes.width)
@@ -162,12 +170,14 @@ class ImageStreams(nn.Module):
     def _add_stages(self, sizes: StreamSizes, norm: Norm, convolution: Convolution) -> list[int]:
         """Make the convolutional stages; return the width of the stem, then of each stage."""
         self.stages, self.transitions = nn.ModuleList(), nn.ModuleList()
+        self.input_channels: list[int] = []  # of each stage
         entering, channels = sizes.stem, [sizes.stem]
         for layers in sizes.layers:
             if len(channels) > 1:
                 transition = Transition(channels[-1], norm, convolution)
                 self.transitions.append(transition)
                 entering = transition.channels
+            self.input_channels.append(entering)
             stage = DenseStage(
                 entering,
                 layers=layers,
@@ -189,19 +199,23 @@ class ImageStreams(nn.Module):
         if self.final is not None and stages == len(self.stages):
             self.final.requires_grad_(False)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
+    def forward(self, image_BCHW: Tensor, inside: Inside = _ALONE) -> Tensor:
         """Return tokens [B, N, D]: the pyramid's levels, finest first, then the token stream."""
         x_BCHW = self.stem(image_BCHW)
+        factors = inside.factors()
         tokens_BND = None if self.tokens is None else self.tokens.patches(x_BCHW)
         taps = []
         for number, stage in enumerate(self.stages):
+            x_BCHW = gated(x_BCHW, factors, number)
+            if number == len(self.transitions):
+                x_BCHW = inside.modulate(x_BCHW)
             x_BCHW = stage(x_BCHW)
             if self.tokens is not None and tokens_BND is not None:
                 x_BCHW, tokens_BND = self.tokens.stage(number, x_BCHW, tokens_BND)
-            tap_BCHW, x_BCHW = self._leave(number, x_BCHW)
+            tap_BCHW, x_BCHW = self._leave(number, x_BCHW, inside.embedding)
             if number in self._taps:
                 taps.append(tap_BCHW)
-        levels = zip(self.pyramid(taps), self._grids, strict=True)
+        levels = zip(inside.fuse(self.pyramid(taps)), self._grids, strict=True)
         found = [pool_to(level, grid).flatten(2).transpose(1, 2) for level, grid in levels]
         if tokens_BND is not None:
             found.append(tokens_BND)
@@ -209,14 +223,18 @@ class ImageStreams(nn.Module):
         normed_BND: Tensor = self.norm(all_BND + self.places(image_BCHW))
         return normed_BND
 
-    def _leave(self, number: int, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _leave(
+        self, number: int, x_BCHW: Tensor, embedding: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return what the pyramid reads of a stage's map, and what enters the next stage."""
         if number == len(self.transitions):
             return (x_BCHW if self.final is None else self.final(x_BCHW)), x_BCHW
         transition = self.transitions[number]
         assert isinstance(transition, Transition)
         active_BCHW = transition.activate(x_BCHW)
-        return (x_BCHW if self.final is None else active_BCHW), transition.halve(active_BCHW)
+        return (x_BCHW if self.final is None else active_BCHW), transition.halve(
+            active_BCHW, embedding
+        )
 
 
 def _map_sizes(image_size: tuple[int, int], stride: int) -> list[tuple[int, int]]:

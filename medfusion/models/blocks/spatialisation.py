@@ -113,6 +113,35 @@ class MapFusion(nn.Module):
         return mixed if self._kind == "concat" else x_BCHW + mixed.sigmoid() * clinical_BCHW
 
 
+class PyramidFusion(nn.Module):
+    """Fuses clinical data, as a map, with the levels of a feature pyramid.
+
+    Parameters
+    ----------
+    columns, column_values
+        K and V.
+    width
+        D, also of the levels.
+    size
+        Height and width of the finest level.
+    kind
+        As in `MapFusion`.
+    """
+
+    def __init__(
+        self, columns: int, column_values: int, width: int, size: tuple[int, int], kind: Fusion
+    ) -> None:
+        super().__init__()
+        self.tabular = ClinicalEncoder(columns, column_values, width)
+        self.spatial = Spatialisation(width, size)
+        self.fusion = MapFusion(width, kind)
+
+    def forward(self, levels: Sequence[Tensor], x_BKV: Tensor) -> list[Tensor]:
+        """Return the fused levels, each [B, D, H, W]."""
+        fused: list[Tensor] = self.fusion(levels, self.spatial(self.tabular(x_BKV)))
+        return fused
+
+
 def _resized(clinical_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
     height, width = like_BCHW.shape[-2:]
     return pool_to(clinical_BCHW, (height, width)).to(like_BCHW.dtype)

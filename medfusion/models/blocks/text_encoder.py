@@ -104,9 +104,12 @@ class TextEncoder(nn.Module):
             states_BPS: Tensor = self(tokens_BT.to(device))
         return states_BPS.cpu()
 
+    def vocabulary_ids(self, tokens_BT: Tensor) -> Tensor:
+        """Return the encoder's own ids [B, T] of ids as `tokenizer` gives them."""
+        return torch.where(tokens_BT > 0, tokens_BT - 1, self._pad_id)
+
     def _states(self, tokens_BT: Tensor) -> Tensor:
-        real_BT = tokens_BT > 0
-        ids_BT = torch.where(real_BT, tokens_BT - 1, self._pad_id)
+        real_BT, ids_BT = tokens_BT > 0, self.vocabulary_ids(tokens_BT)
         length = tokens_BT.shape[1]
         positions = torch.arange(length, device=tokens_BT.device) + self._first_position
         # Lookups that broadcast over the batch would give wrong per-sample gradients.
@@ -171,10 +174,7 @@ def tokenizer(
     ConfigError
         If the encoder's tokenizer is not on this machine.
     """
-    if options.encoder == "tiny":
-        pieces: Any = BertTokenizer(vocab={piece: i for i, piece in enumerate(_vocabulary())})
-    else:
-        pieces = load_tokenizer(options.encoder)
+    pieces = _pieces(options)
 
     def tokenize(notes: Sequence[str | None]) -> NDArray[np.int64]:
         ids = np.zeros((len(notes), max_tokens), np.int64)
@@ -187,6 +187,28 @@ def tokenizer(
         return ids
 
     return tokenize
+
+
+def token_names(options: TextOptions) -> Callable[[NDArray[np.int64]], list[str]]:
+    """Return a function from ids [T] as `tokenizer` gives them to word pieces; padding: empty.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder's tokenizer is not on this machine.
+    """
+    pieces = _pieces(options)
+
+    def names(ids_T: NDArray[np.int64]) -> list[str]:
+        return [pieces.convert_ids_to_tokens(int(one) - 1) if one else "" for one in ids_T]
+
+    return names
+
+
+def _pieces(options: TextOptions) -> Any:
+    if options.encoder == "tiny":
+        return BertTokenizer(vocab={piece: i for i, piece in enumerate(_vocabulary())})
+    return load_tokenizer(options.encoder)
 
 
 def _vocabulary() -> list[str]:

@@ -2,10 +2,13 @@ import csv
 from functools import partial
 
 import pytest
+import test_adni
 import test_chexpert
 import test_covid_lungs
 import test_mimic_cxr
 import test_nih_boxes
+import test_rsna_pneumonia
+import test_vindr_cxr
 from test_covid_chestxray import write_source
 from test_fed_heart import write_heart
 from test_nih_chestxray14 import write_official, write_prepared
@@ -24,11 +27,14 @@ SOURCES = {
     "covid-chestxray": write_source,
     "covid-lungs": test_covid_lungs.write_source,
     "nih-boxes": partial(test_nih_boxes.write_source, count=100),
+    "rsna-pneumonia": test_rsna_pneumonia.write_source,
+    "vindr-cxr": test_vindr_cxr.write_source,
     "nih-chestxray14": write_official,
     "mimic-cxr": test_mimic_cxr.write_source,
     "chexpert": test_chexpert.write_source,
     "uci-cervical": write_cervical,
     "fed-heart": write_heart,
+    "adni": test_adni.write_source,
     **dict.fromkeys(READERS, partial(write_oasis, count=120)),
 }
 

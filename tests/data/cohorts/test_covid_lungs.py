@@ -51,7 +51,9 @@ def test_lungs_become_boxes_of_a_task_of_detection(tmp_path):
     assert site.task.labels.names == LABELS
     studies = read_studies(site)
     assert studies.boxes.present(2).sum(axis=0).tolist() == [11, 11]
-    np.testing.assert_array_equal(studies.labels.sum(axis=0), [11, 11])
+    # Image 3 has no boxes, which is no word on its lungs.
+    assert np.isnan(studies.labels).all(axis=1).sum() == 1
+    np.testing.assert_array_equal(np.nansum(studies.labels, axis=0), [11, 11])
     both = studies.boxes.classes[:, 0] > 0
     expected = [6.5 / WIDTH, 8 / HEIGHT, 26.5 / WIDTH, 38.5 / HEIGHT]
     np.testing.assert_allclose(studies.boxes.corners[both, 0], [expected] * 11, rtol=1e-6)
@@ -60,6 +62,15 @@ def test_lungs_become_boxes_of_a_task_of_detection(tmp_path):
     config = load_config(tmp_path / "out" / "config.toml")
     assert config.model.name == "mdf_net"
     assert "went_icu" not in (site.table).read_text().splitlines()[0]
+
+
+def test_a_lung_without_a_box_is_unknown_beside_one_with_a_box(tmp_path):
+    src = write_source(tmp_path / "src", changed=lambda rows: rows[1:])  # image 0: the left alone
+    import_cohort(src, tmp_path / "out")
+    studies = read_studies(open_site(tmp_path / "out" / "sites" / "north"))
+    half = np.isnan(studies.labels[:, 0]) & (studies.labels[:, 1] == 1)
+    assert half.sum() == 1
+    assert studies.boxes.classes[half].tolist() == [[2, 0]]
 
 
 @pytest.mark.parametrize(

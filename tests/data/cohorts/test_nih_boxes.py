@@ -56,6 +56,7 @@ def test_studies_whose_findings_have_boxes_are_read(tmp_path):
     [
         ("00000001_000.png,Hernia,1,1,2,2,,,", "expected one of Atelectasis"),
         ("00000001_000.png,Mass,1,one,2,2,,,", "expected a number of pixels"),
+        ("00000001_000.png,Mass,1,,2,2,,,", "expected a number of pixels"),
     ],
 )
 def test_wrong_boxes_are_refused_with_their_row(tmp_path, row, message):

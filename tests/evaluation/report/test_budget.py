@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from plans import training_plan
 from test_report import Page
 
 from medfusion.evaluation.report import figures
@@ -13,19 +14,15 @@ from medfusion.evaluation.report.budget import Budget, budget_table, budgets
 from medfusion.evaluation.report.build import build_report
 from medfusion.evaluation.report.run_folder import read_run
 from medfusion.privacy.accounting import epsilon
-from medfusion.privacy.plan import DpPlan
 
 MakeRun = Callable[..., Path]
 
-PLAN = DpPlan(
-    patients_public=240,
-    delta=1e-5,
-    sample_rate=0.1,
-    expected_batch=24.0,
-    steps_per_round=8,
+PLAN = training_plan(
+    240,
+    0.1,
+    noise=1.1,
+    steps=8,
     rounds=12,
-    max_grad_norm=1.0,
-    noise_multiplier=1.1,
     selection_noise=5.0,
     metrics_noise=4.0,
     metrics_releases=1,
@@ -90,16 +87,15 @@ def test_a_local_selection_is_paid_for_with_the_first_round(run: Path) -> None:
     assert by_name(run)["spain"].released == by_name(run)["spain"].reserved
 
 
-def test_the_picture_fills_each_ceiling(run: Path) -> None:
+def test_table_and_picture_tell_the_same(run: Path) -> None:
     found = list(by_name(run).values())
     page = Page(build_report(run))
-    bars = page.figures["budget"]["data"]
-    for heights, one in zip(zip(*(bar["y"] for bar in bars), strict=True), found, strict=True):
-        assert sum(heights) == pytest.approx(10.0)
-        assert heights[0] == one.released
-    lines = page.figures["spending"]["data"]
-    assert lines[0]["y"] == list(found[0].spent.values())
-    assert lines[-1]["y"] == [10.0, 10.0]
+    figure = figures.spending(found)
+    assert figure is not None
+    italy, *_, ceiling = figure.curves
+    assert italy.points.tolist() == [[n, e] for n, e in found[0].spent.items()]
+    assert ceiling.points.tolist() == [[0.0, 10.0], [12.0, 10.0]]
+    assert figure.y_range[1] > 10.0
     row = page.row("italy", f"{found[0].alone['select']:.2f}")
     assert row[4:] == [
         f"{value:.2f}" for value in (found[0].reserved, found[0].released, 10.0, found[0].left)
@@ -108,7 +104,7 @@ def test_the_picture_fills_each_ceiling(run: Path) -> None:
 
 def test_without_privacy_nothing_is_drawn(make_run: MakeRun) -> None:
     assert budgets(read_run(make_run(private=False))) == []
-    assert figures.budget_figures([]) == []
+    assert figures.spending([]) is None
     assert budget_table([]).rows == ()
 
 

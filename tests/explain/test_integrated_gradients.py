@@ -1,0 +1,89 @@
+import pytest
+import torch
+from explained import K, L, T, random_inputs, random_model
+
+from medfusion.data.encode import FIRST_INDICATOR, VALUE
+from medfusion.explain.integrated_gradients import (
+    column_attributions,
+    neutral_columns,
+    token_attributions,
+)
+from medfusion.models.options import (
+    HyperFusionOptions,
+    LogisticOptions,
+    MedFusionNetOptions,
+    TextOptions,
+)
+
+TABULAR = {  # with the steps that each takes
+    "medfusion_net": (MedFusionNetOptions(modalities=("tabular", "text")), 32),
+    "with_image": (MedFusionNetOptions(), 8),
+    "hyperfusion": (HyperFusionOptions(width=8, stages=2), 256),
+    "logistic": (LogisticOptions(), 2),
+}
+TEXT = {
+    "tokens": MedFusionNetOptions(modalities=("tabular", "text")),
+    "pooled": MedFusionNetOptions(modalities=("text",), text=TextOptions(pooling="mean")),
+    "trained": MedFusionNetOptions(modalities=("text",), text=TextOptions(freeze=False)),
+    "logistic": LogisticOptions(modalities=("tabular", "text")),
+}
+
+
+@pytest.mark.parametrize(("options", "steps"), TABULAR.values(), ids=TABULAR.keys())
+def test_columns_add_up_to_the_change_of_the_score(options, steps):
+    model, inputs = random_model(options), random_inputs()
+    found = column_attributions(model, inputs, steps=steps)
+    assert found.shape == (3, L, K)
+    with torch.no_grad():
+        neutral = {**inputs, "tabular": neutral_columns(inputs["tabular"])}
+        change = model(inputs) - model(neutral)
+    assert change.abs().min() > 1e-3
+    torch.testing.assert_close(found.sum(dim=-1), change, rtol=0.01, atol=1e-3)
+    assert found[0, :, 0].abs().max() == 0  # what is missing adds nothing
+
+
+def test_of_a_linear_model_a_column_adds_its_weights_times_its_values():
+    model, inputs = random_model(LogisticOptions()), random_inputs()
+    weight = model.linear.tabular.weight.reshape(L, K, -1)
+    x = inputs["tabular"]
+    read = torch.cat([x[..., :1], x[..., FIRST_INDICATOR:]], dim=-1)
+    by_hand = torch.einsum("lkv,bkv->blk", torch.cat([weight[..., :1], weight[..., 2:]], -1), read)
+    torch.testing.assert_close(column_attributions(model, inputs, steps=2), by_hand)
+
+
+def test_the_baseline_knows_nothing_and_keeps_flags():
+    x = random_inputs()["tabular"]
+    neutral = neutral_columns(x)
+    assert not neutral[..., VALUE].any()
+    assert not neutral[..., FIRST_INDICATOR:].any()
+    assert torch.equal(neutral[..., 1:3], x[..., 1:3])
+
+
+@pytest.mark.parametrize("options", TEXT.values(), ids=TEXT.keys())
+def test_tokens_add_up_to_the_change_of_the_score(options):
+    model, inputs = random_model(options, scale=0.02), random_inputs()
+    inputs = {name: inputs[name] for name in ("tabular", "tokens")}
+    frozen = model.text_encoder.frozen
+    found = token_attributions(model, inputs, steps=64)
+    assert found.shape == (3, L, T)
+    assert model.text_encoder.frozen == frozen
+    table = model.text_encoder.encoder.get_input_embeddings()
+    with torch.no_grad():
+        score = model(inputs)
+        words = table.weight.clone()
+        table.weight.copy_(words[:1].expand_as(words))  # every word is the padding now
+        change = score - model(inputs)
+        table.weight.copy_(words)
+        assert torch.equal(model(inputs), score)
+    torch.testing.assert_close(found.sum(dim=-1), change, rtol=0.02, atol=2e-3)
+    assert found[..., 6:].abs().max() == 0
+
+
+def test_states_computed_in_advance_change_nothing():
+    model, inputs = random_model(TEXT["tokens"]), random_inputs()
+    ahead = {**inputs, "text_states": model.text_encoder.encode(inputs["tokens"])}
+    expected = token_attributions(model, inputs, steps=8)
+    assert torch.equal(token_attributions(model, ahead, steps=8), expected)
+    torch.testing.assert_close(
+        column_attributions(model, ahead, steps=8), column_attributions(model, inputs, steps=8)
+    )
