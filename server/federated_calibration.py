@@ -1,5 +1,6 @@
 """The calibration of a run's model, from what its sites released of their held-out patients."""
 
+import math
 from typing import Any
 
 from medfusion.evaluation.calibrated_figures import figures_of_histograms
@@ -35,7 +36,7 @@ def federated_calibration(
     tested = _counts(context, test)
     assert tested is not None
     labels = {
-        name: label.model_copy(update={"score_shares": _shares(seen)})
+        name: label.model_copy(update=_score_shares(seen, noise))
         for (name, label), seen in zip(fitted.labels.items(), counts + tested, strict=True)
     }
     figures = figures_of_histograms(fitted, tested)
@@ -63,8 +64,14 @@ def _coverage(context: RunContext, fitted: Calibration, release: Histograms) -> 
     }
 
 
-def _shares(counts: FloatArray) -> tuple[float, ...]:
-    """Return which share of the patients in [2, S] is in each of `DRIFT_BINS` bins."""
+def _score_shares(counts: FloatArray, noise: float) -> dict[str, Any]:
+    """Return which share of the patients in [2, S] is in each of `DRIFT_BINS` bins.
+
+    The counts are sums of two releases with ``noise`` in each cell.
+    """
     coarse = counts.sum(axis=0).reshape(DRIFT_BINS, -1).sum(axis=1)
-    whole = coarse.sum()
-    return tuple((coarse / whole).tolist()) if whole > 0 else ()
+    whole = float(coarse.sum())
+    if whole <= 0:
+        return {"score_shares": ()}
+    spread = noise * math.sqrt(2 * counts.size / DRIFT_BINS)
+    return {"score_shares": tuple((coarse / whole).tolist()), "score_noise": spread / whole}

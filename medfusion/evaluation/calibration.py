@@ -56,6 +56,8 @@ class LabelCalibration(Options):
     score_shares
         Share of test and calibration patients in each of `DRIFT_BINS` equal bins of the logit;
         empty if nothing is known of the label.
+    score_noise
+        Standard deviation of the noise that privacy put on each of these shares.
     """
 
     positives: float = Field(ge=0)
@@ -65,6 +67,7 @@ class LabelCalibration(Options):
     present_from: int = Field(ge=0)
     absent_below: int = Field(ge=0)
     score_shares: tuple[float, ...] = ()
+    score_noise: float = Field(default=0.0, ge=0)
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Return calibrated probabilities, of any shape."""

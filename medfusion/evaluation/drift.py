@@ -23,8 +23,9 @@ def score_drift(logits: NDArray[Any], labels: Mapping[str, LabelCalibration]) ->
     """Say of which labels the scores [N, L] are spread unlike the federation's.
 
     Compared are shares of studies in `DRIFT_BINS` bins of the logit, by their total variation: half
-    the sum of the absolute differences. A share p of N studies strays by sqrt(2 p (1 - p) / (pi N))
-    on average, which is allowed for. Too few studies tell nothing.
+    the sum of the absolute differences. A share strays by sqrt(2 / pi) of its standard deviation
+    on average, from drawing N studies and from the federation's noise, which is allowed for. Too
+    few studies tell nothing.
     """
     if len(logits) < FEWEST_STUDIES:
         return []
@@ -34,7 +35,7 @@ def score_drift(logits: NDArray[Any], labels: Mapping[str, LabelCalibration]) ->
             continue
         expected = np.array(label.score_shares)
         variation = 0.5 * float(np.abs(_shares(scores) - expected).sum())
-        chance = _chance(expected, len(scores))
+        chance = _chance(expected, len(scores), label.score_noise)
         if variation > chance + LARGEST_SHIFT:
             found.append(
                 f"label {name!r}: the scores of these studies are spread unlike those of the "
@@ -62,5 +63,6 @@ def _shares(scores: NDArray[Any]) -> FloatArray:
     return counts / len(scores)
 
 
-def _chance(shares: FloatArray, studies: int) -> float:
-    return 0.5 * float(np.sqrt(2 * shares * (1 - shares) / (math.pi * studies)).sum())
+def _chance(shares: FloatArray, studies: int, noise: float) -> float:
+    variances = shares * (1 - shares) / studies + noise**2
+    return 0.5 * float(np.sqrt(2 / math.pi * variances).sum())

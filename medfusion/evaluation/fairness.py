@@ -8,16 +8,15 @@ Legend: N studies, L labels, F columns, W outputs of a model for a study.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.data.task import CategoricalFeature, NumericFeature, Task
-from medfusion.errors import UsageError, did_you_mean
+from medfusion.data.task import Task
 from medfusion.evaluation.intervals import Resampled
 from medfusion.evaluation.measures import Measures
+from medfusion.evaluation.subgroups import attribute_of
 
 RESAMPLES = 1000
 UNKNOWN = "(unknown)"
@@ -44,49 +43,17 @@ class Grouping:
 
 
 def grouping_of(text: str, task: Task, features: NDArray[np.float64]) -> Grouping:
-    """Group studies as ``sex`` or, of a number, as ``age:40,60`` says (a cut starts a group).
-
-    ``features`` are [N, F], NaN where missing.
+    """Group studies by an attribute (`medfusion.evaluation.subgroups`); ``features`` are [N, F].
 
     Raises
     ------
     UsageError
-        For an unknown feature, a number without cuts, or cuts that do not rise within the range.
+        For what is no attribute of the task.
     """
-    by, _, rest = text.partition(":")
-    if by not in task.features:
-        known = ", ".join(task.features)
-        raise UsageError(f"--by {text}: expected one of {known}{did_you_mean(by, task.features)}")
-    feature, values = task.features[by], features[:, list(task.features).index(by)]
-    if isinstance(feature, NumericFeature):
-        cuts = _cuts(text, rest, feature)
-        names, group = _bands(cuts), np.searchsorted(cuts, values, side="right")
-    elif rest:
-        raise UsageError(f"--by {text}: {by} has groups of its own; expected --by {by}")
-    else:
-        names = feature.values if isinstance(feature, CategoricalFeature) else ("0", "1")
-        group = np.nan_to_num(values, nan=0.0).astype(np.intp)
-    missing = np.isnan(values)
-    return Grouping(by, (*names, UNKNOWN), np.where(missing, len(names), group).astype(np.intp))
-
-
-def _cuts(text: str, rest: str, feature: NumericFeature) -> list[float]:
-    try:
-        cuts = [float(part) for part in rest.split(",")]
-    except ValueError:
-        cuts = []
-    inside = all(feature.low < cut < feature.high for cut in cuts)
-    if not cuts or cuts != sorted(set(cuts)) or not inside:
-        raise UsageError(
-            f"--by {text}: expected rising cuts between {feature.low:g} and {feature.high:g}, "
-            f"as in --by {text.partition(':')[0]}:A,B"
-        )
-    return cuts
-
-
-def _bands(cuts: list[float]) -> tuple[str, ...]:
-    between = [f"{low:g} to below {high:g}" for low, high in pairwise(cuts)]
-    return (f"below {cuts[0]:g}", *between, f"{cuts[-1]:g} and above")
+    attribute = attribute_of(text, task, where="--by")
+    members = attribute.members(features)
+    group = np.where(members.any(axis=0), members.argmax(axis=0), len(attribute.groups))
+    return Grouping(attribute.feature, (*attribute.groups, UNKNOWN), group.astype(np.intp))
 
 
 def subgroups_json(

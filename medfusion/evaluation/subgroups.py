@@ -1,8 +1,8 @@
 """Groups of patients by a feature of the task, whose figures are compared.
 
 An attribute is written as a feature's name (``sex``), a numeric one with the public edges of its
-bands behind it (``age:40,60``: below 40, 40 to 60, from 60). A patient whose feature is missing is
-in no group, so one patient is in at most one group of each attribute.
+bands behind it (``age:40,60``: below 40, 40 to below 60, 60 and above). A patient whose feature is
+missing is in no group, so one patient is in at most one group of each attribute.
 
 Legend: N studies.
 """
@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from medfusion.data.task import CategoricalFeature, NumericFeature, Task
 from medfusion.errors import ConfigError, did_you_mean
-
-_KEY = "evaluation.subgroups"
 
 
 @dataclass(frozen=True)
@@ -48,35 +46,41 @@ def attributes_of(written: Sequence[str], task: Task) -> tuple[Attribute, ...]:
     ConfigError
         If one is no feature of the task, is named twice, or its edges do not fit.
     """
-    found = tuple(_attribute(text, task) for text in written)
+    found = tuple(attribute_of(text, task, where="evaluation.subgroups") for text in written)
     features = [attribute.feature for attribute in found]
     if twice := sorted({name for name in features if features.count(name) > 1}):
-        raise ConfigError(f"{_KEY}: expected each feature once, found {twice[0]!r} twice")
+        raise ConfigError(
+            f"evaluation.subgroups: expected each feature once, found {twice[0]!r} twice"
+        )
     return found
 
 
-def _attribute(text: str, task: Task) -> Attribute:
+def attribute_of(text: str, task: Task, *, where: str) -> Attribute:
+    """Return the attribute that is written in ``text``; ``where`` heads the message on failure.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown feature, a number without edges, or edges that do not rise within the range.
+    """
     name, _, bands = text.partition(":")
     feature = task.features.get(name)
     if feature is None:
+        known = ", ".join(task.features)
         raise ConfigError(
-            f"{_KEY}: {name!r} is no feature of the task{did_you_mean(name, task.features)}"
+            f"{where} {text}: expected one of {known}{did_you_mean(name, task.features)}"
         )
     position = list(task.features).index(name)
     if isinstance(feature, NumericFeature):
-        edges = _edges(text, bands, feature)
-        shown = [f"{edge:g}" for edge in edges]
-        between = [f"{a} to {b}" for a, b in pairwise(shown)]
-        return Attribute(
-            name, position, (f"below {shown[0]}", *between, f"from {shown[-1]}"), edges
-        )
+        edges = _edges(text, bands, feature, where)
+        return Attribute(name, position, _names(edges), edges)
     if bands:
-        raise ConfigError(f"{_KEY}: {text!r}: only numeric features have bands")
+        raise ConfigError(f"{where} {text}: {name} has groups of its own; expected {where} {name}")
     groups = feature.values if isinstance(feature, CategoricalFeature) else ("0", "1")
     return Attribute(name, position, groups)
 
 
-def _edges(text: str, bands: str, feature: NumericFeature) -> tuple[float, ...]:
+def _edges(text: str, bands: str, feature: NumericFeature, where: str) -> tuple[float, ...]:
     """Read the edges of bands: rising, inside the feature's public range."""
     try:
         edges = tuple(float(edge) for edge in bands.split(","))
@@ -85,7 +89,12 @@ def _edges(text: str, bands: str, feature: NumericFeature) -> tuple[float, ...]:
     inside = all(feature.low < edge < feature.high for edge in edges)
     if not edges or not inside or any(np.diff(edges) <= 0):
         raise ConfigError(
-            f"{_KEY}: {text!r}: expected rising edges of bands between {feature.low:g} and "
-            f"{feature.high:g}, as in 'age:40,60'"
+            f"{where} {text}: expected rising cuts between {feature.low:g} and {feature.high:g}, "
+            f"as in {where} {text.partition(':')[0]}:A,B"
         )
     return edges
+
+
+def _names(edges: tuple[float, ...]) -> tuple[str, ...]:
+    between = [f"{low:g} to below {high:g}" for low, high in pairwise(edges)]
+    return (f"below {edges[0]:g}", *between, f"{edges[-1]:g} and above")

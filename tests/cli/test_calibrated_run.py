@@ -147,8 +147,8 @@ def test_figures_of_subgroups_are_those_of_their_pooled_patients(ward, tmp_path)
     told = []
     for group, members in (
         ("below 30", features[:, 1] < 30),
-        ("30 to 60", (features[:, 1] >= 30) & (features[:, 1] < 60)),
-        ("from 60", features[:, 1] >= 60),
+        ("30 to below 60", (features[:, 1] >= 30) & (features[:, 1] < 60)),
+        ("60 and above", features[:, 1] >= 60),
     ):
         of_group = found["groups"][group]
         assert of_group["patients"] == members.sum()

@@ -45,6 +45,21 @@ def test_a_shifted_label_is_named(labels):
     assert "total variation 0.3" in found[0]
 
 
+def test_the_federation_s_own_noise_is_no_drift(labels):
+    """Shares that strayed by their noise alone."""
+    rng, found = np.random.default_rng(4), {True: 0, False: 0}
+    for seed in range(50):
+        strayed = np.array(labels["ill"].score_shares) + rng.normal(0, 0.03, DRIFT_BINS)
+        shares = tuple(np.clip(strayed, 0, None) / np.clip(strayed, 0, None).sum())
+        scores = np.random.default_rng(seed).normal(-1, 2, (400, 1))
+        for told, noise in ((True, 0.03), (False, 0.0)):
+            update = {"score_shares": shares, "score_noise": noise}
+            one = {"ill": labels["ill"].model_copy(update=update)}
+            found[told] += bool(score_drift(scores, one))
+    assert found[True] == 0
+    assert found[False] > 25
+
+
 def test_few_studies_and_labels_that_nobody_knows_tell_nothing(labels):
     shifted = np.random.default_rng(3).normal(5, 1, (200, 2))
     assert len(score_drift(shifted, labels)) == 2

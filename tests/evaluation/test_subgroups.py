@@ -30,7 +30,7 @@ MEASURES = MultilabelMeasures(("ill", "dead"))
 
 def test_groups_are_values_and_bands():
     age, sex, smoker = attributes_of(("age:40,60.5", "sex", "smoker"), TASK)
-    assert age.groups == ("below 40", "40 to 60.5", "from 60.5")
+    assert age.groups == ("below 40", "40 to below 60.5", "60.5 and above")
     assert (sex.groups, smoker.groups) == (("F", "M"), ("0", "1"))
     features = np.array([[1, 39.9, 0, 1], [2, 40, 1, 0], [3, 60.5, 1, np.nan], [4, np.nan, 0, 1]])
     assert age.members(features).astype(int).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
@@ -41,14 +41,14 @@ def test_groups_are_values_and_bands():
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (("gender",), "'gender' is no feature"),
+        (("gender",), "subgroups gender: expected one of dose, age, sex, smoker"),
         (("sexe",), "did you mean 'sex'"),
-        (("age",), "expected rising edges of bands between 0 and 120"),
-        (("age:60,40",), "rising edges"),
-        (("age:0,40",), "rising edges"),
-        (("age:forty",), "rising edges"),
-        (("age:nan",), "rising edges"),
-        (("sex:1",), "only numeric features have bands"),
+        (("age",), "expected rising cuts between 0 and 120"),
+        (("age:60,40",), "rising cuts"),
+        (("age:0,40",), "rising cuts"),
+        (("age:forty",), "rising cuts"),
+        (("age:nan",), "rising cuts"),
+        (("sex:1",), "sex has groups of its own"),
         (("age:40", "age:60"), "found 'age' twice"),
     ],
 )

@@ -152,7 +152,8 @@ def _read_releases(
         name: plans[name]["metrics_noise"] or 0.0 for name in data["sites"] if name in plans
     }
     shape = measures.release_shape(noised=bool(multipliers))
-    sensitivity = data.get("sensitivity", measures.sensitivity)  # not told before subgroups
+    # Runs before subgroups did not write it.
+    sensitivity = float(data.get("sensitivity", measures.sensitivity))
     found = {}
     for name in sorted(data["sites"]):
         histogram = np.array(data["sites"][name], dtype=np.float64)
