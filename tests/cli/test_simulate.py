@@ -27,7 +27,7 @@ LABELS = ("pneumonia", "heart_failure", "effusion", "icu_transfer", "septic_shoc
 LOGISTIC = ("model.name=logistic", "run.rounds=2")
 IMAGES = ("privacy.enabled=false", "run.rounds=1", 'model.modalities=["image"]')
 SUMMARY_KEYS = {
-    "calibration",
+    *("calibration", "subgroups"),
     "versions",
     *("schema", "auroc_macro", "auprc_macro", "auroc", "brier", "ece", "sites", "rounds"),
     *("seconds", "bytes_up", "bytes_down", "seed", "ema", "client_dp", "selected"),
