@@ -76,7 +76,7 @@ def test_a_sound_run_passes_and_leaves_a_page_that_needs_nothing_else(run: Path)
     assert "ward &lt;1&gt;" in page
     assert "<script" not in page
     assert page.count("<img") == 12
-    assert page.count('role="img"') == 2
+    assert page.count('role="img" aria-label=') == 2
     assert "simulated run" in page
 
 

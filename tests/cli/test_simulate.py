@@ -27,6 +27,7 @@ LABELS = ("pneumonia", "heart_failure", "effusion", "icu_transfer", "septic_shoc
 LOGISTIC = ("model.name=logistic", "run.rounds=2")
 IMAGES = ("privacy.enabled=false", "run.rounds=1", 'model.modalities=["image"]')
 SUMMARY_KEYS = {
+    *("calibration", "subgroups"),
     "versions",
     *("schema", "auroc_macro", "auprc_macro", "auroc", "brier", "ece", "sites", "rounds"),
     *("seconds", "bytes_up", "bytes_down", "seed", "ema", "client_dp", "selected"),
@@ -86,7 +87,9 @@ def test_a_private_run_leaves_all_that_is_promised(
     assert set(summary["auroc"]) == set(LABELS)
     assert set(summary["sites"]) == {"alder", "birch"}
     for site in summary["sites"].values():
-        assert set(site) == {"patients", "auroc_macro", "epsilon", "delta", "max_epsilon"}
+        assert set(site) == {
+            *("patients", "auroc_macro", "coverage", "epsilon", "delta", "max_epsilon"),
+        }
         assert site["patients"] == 28
         assert 7.5 < site["epsilon"] <= 8.0
     card = _strict_json((out / "model" / "model.json").read_text())

@@ -400,6 +400,18 @@ def test_reliability_after_is_that_of_the_calibrated_probabilities(make_run: Mak
     np.testing.assert_allclose(after.points, expected)
 
 
+def test_the_noise_is_that_of_the_whole_release(
+    make_run: MakeRun, edit: Callable[..., None]
+) -> None:
+    folder = make_run(private=True)
+    alone = np.sqrt(3) * 1.2 * np.sqrt(3)  # three labels, three sites
+    assert read_run(folder).noise == pytest.approx(alone)
+    edit(folder / "histograms.json", sensitivity=2 * np.sqrt(3))  # as with three attributes
+    run = read_run(folder)
+    assert run.noise == pytest.approx(2 * alone)
+    assert run.releases["italy"][1] == pytest.approx(2 * np.sqrt(3) * 1.2)
+
+
 def test_the_page_says_how_to_do_it_again(make_run: MakeRun, edit: Callable[..., None]) -> None:
     folder = make_run(private=True)
     edit(folder / "summary.json", versions={"medfusion": "9.8.7", "code": "c0de"})
