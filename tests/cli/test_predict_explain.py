@@ -178,9 +178,7 @@ def test_without_labels_there_is_no_truth(tmp_path):
 
 def test_generated_weights_have_a_picture(tmp_path):
     site = write_complete(tmp_path)
-    options = HyperFusionOptions(
-        width=4, stages=2, generated=("head1",), modalities=("image", "tabular")
-    )
+    options = HyperFusionOptions(width=4, stages=2, generated=("head1",))
     page = explained(options, site, tmp_path, "--cases", "0")
     assert "How generated weights move with each feature" in page
     assert "<h3>age: from 0 year</h3><svg" in page
