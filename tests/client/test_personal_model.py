@@ -17,7 +17,6 @@ from medfusion.models.saved import PERSONAL, load_model
 from medfusion.objectives.multilabel import mean_loss
 from medfusion.transport.requests import read_error
 
-
 RATE = "personalisation.learning_rate=1.0"
 
 
