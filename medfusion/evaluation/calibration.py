@@ -166,7 +166,7 @@ def calibrate(
         Standard deviation of the noise that fell on each cell of the sum.
     """
     bins = counts.shape[-1]
-    calibrators = fit_calibrators(counts, bin_centres(bins), method)
+    calibrators = fit_calibrators(counts, bin_centres(bins), method, noise=noise)
     labels = {
         name: _label(each, calibrator, sensitivity, coverage, noise)
         for name, each, calibrator in zip(names, counts, calibrators, strict=True)

@@ -200,6 +200,14 @@ def test_fewer_than_ten_of_a_class_are_not_fitted_to(method):
             assert (found.calibrator is not None) is is_fitted
 
 
+def test_what_noise_may_have_made_is_not_fitted_to():
+    counts = summed(*draw(13), bins=25)
+    fewest = counts.sum(axis=-1).min(axis=-1)[0]  # of the first label
+    for share, is_fitted in ((0.99, True), (1.01, False)):
+        noise = share * fewest / 50  # ten standard deviations on 25 bins
+        assert (fitted(counts, noise=noise).labels["ill"].calibrator is not None) is is_fitted
+
+
 @pytest.mark.parametrize(("count", "left_out"), [(8, None), (9, 0), (18, 0), (19, 1), (29, 2)])
 def test_how_many_are_left_out_is_that_of_split_conformal(count, left_out):
     """ceil((n + 1) .9) of n scores, each in its own bin, stay in; above n: everything does."""
