@@ -101,7 +101,12 @@ def test_the_check_names_tags_and_counts_but_no_value(tmp_path: Path) -> None:
     site = dicom_site(
         tmp_path,
         SECRET | {"BurnedInAnnotation": "YES"},
-        {"PatientID": "secret-8", "BurnedInAnnotation": "NO", "InstitutionName": "Secret Hosp"},
+        {
+            "PatientID": "secret-8",
+            "InstitutionName": "Secret Hosp",
+            "SOPClassUID": CAPTURE,
+            "BurnedInAnnotation": "NO",
+        },
         {"PatientName": "", "SOPClassUID": CAPTURE},
         {"PatientName": "Anon", "PatientIdentityRemoved": "YES"},
     )
