@@ -14,7 +14,8 @@ LEVELS = ("none", "bfloat16", "int8", "int4", "topk")
 
 
 def codec_of(level, size, fraction=0.1):
-    return Codec.of(CompressionOptions(level=level, fraction=fraction), size)
+    options = {"fraction": fraction} if level == "topk" else {}
+    return Codec.of(CompressionOptions(level=level, **options), size)
 
 
 def draws(seed=0):
