@@ -55,6 +55,7 @@ def _content(run: Run) -> dict[str, Any]:
         "told": quality.confusion_table(run),
         "boxes": quality.boxes_table(run),
         "quality": figures.quality_figures(run),
+        "subgroups": quality.subgroup_table(run),
         "calibration_text": calibration.calibration_in_words(run),
         "calibrated": calibration.calibration_table(run),
         "reliable": figures.calibrated_reliability(run),

@@ -129,6 +129,26 @@ def confusion_table(run: Run) -> Table | None:
     return table("True and most probable class", head, rows, words=1)
 
 
+def subgroup_table(run: Run) -> Table | None:
+    """Return the headline figure of each subgroup; None where the run measured none.
+
+    Rows of a feature end with its gap: the highest minus the lowest figure of its groups.
+    """
+    rows: list[tuple[str, ...]] = []
+    for feature, found in (run.summary.get("subgroups") or {}).items():
+        for group, figures in found["groups"].items():
+            patients = number(round(max(figures["patients"], 0.0)))
+            rows.append((feature, group, patients, _headline_text(run, figures[run.headline.key])))
+        rows.append((feature, "gap", "", _headline_text(run, found["gap"])))
+    if not rows:
+        return None
+    return table("Subgroups", ("Feature", "Group", "Patients", run.headline.name), rows, words=2)
+
+
+def _headline_text(run: Run, value: float | None) -> str:
+    return number(value) if unit_of(run) else score(value)
+
+
 _OF_BOXES = {
     "ap50": "AP at IoU .5",
     "ap": "AP at IoU .5 to .95",

@@ -288,6 +288,19 @@ def test_undefined_figures_are_dashes(make_run: MakeRun, edit: Callable[..., Non
     assert "nan" not in page.text.lower().split()
 
 
+def test_subgroups_are_shown_with_their_gap(make_run: MakeRun, edit: Callable[..., None]) -> None:
+    folder = make_run(private=False)
+    assert "Subgroups" not in Page(build_report(folder)).text
+    women = {"patients": 31.0, "auroc_macro": 0.75, "auroc": {}}
+    men = {"patients": 1204.0, "auroc_macro": None, "auroc": {}}
+    groups = {"F": women, "<M>": men}
+    edit(folder / "summary.json", subgroups={"sex": {"groups": groups, "gap": 0.125}})
+    page = Page(build_report(folder))
+    assert page.row("sex", "F") == ["sex", "F", "31", "0.750"]
+    assert page.row("sex", "<M>") == ["sex", "<M>", "1,204", wording.DASH]
+    assert page.row("sex", "gap")[3] == "0.125"
+
+
 def test_label_without_positives_has_no_curve(make_run: MakeRun, edit: Callable[..., None]) -> None:
     folder = make_run(private=False)
     stored = json.loads((folder / "histograms.json").read_text())
