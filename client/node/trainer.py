@@ -14,7 +14,7 @@ from client.node.compressing import compressed
 from client.node.exact_releases import ExactReleases
 from client.node.held_model import HeldModel
 from client.node.local_steps import LocalSteps
-from client.node.policy import of_enough_patients
+from client.node.measuring import Measuring
 from client.node.releases import PaidReleases
 from client.node.selecting import Selecting, one_per_patient
 from client.node.strategy_memory import StrategyMemory
@@ -26,9 +26,6 @@ from medfusion.data.tensors import StudyTensors
 from medfusion.data.thresholds import Selection
 from medfusion.digests import sha256_of
 from medfusion.errors import DataError, FederationError
-from medfusion.evaluation.held_out_parts import HeldOut, held_out_of
-from medfusion.evaluation.kinds import measures_of
-from medfusion.evaluation.subgroups import attributes_of
 from medfusion.models.contract import frozen_sha256, trainable_state
 from medfusion.models.local_parts import local_parts
 from medfusion.models.registry import (
@@ -40,7 +37,6 @@ from medfusion.models.registry import (
 )
 from medfusion.objectives.registry import objective_of
 from medfusion.prediction import predict_logits
-from medfusion.privacy.gaussian_noise import noised
 from medfusion.privacy.keystream import Keystream
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.plan_costs import ReleaseKind
@@ -57,7 +53,6 @@ from medfusion.transport.requests import (
     WEIGHT_KEY,
     Received,
     RunSettings,
-    histogram_reply,
     reply_with,
 )
 
@@ -92,8 +87,6 @@ class Trainer:
         self._secret = secret
         self._modalities = modalities_of(settings.model, data.task)
         self._objective = objective_of(data.task, settings.training.loss)
-        self._measures = measures_of(data.task)
-        self._attributes = attributes_of(settings.subgroups, data.task)
         self._device = choose_device(data.config.compute.device)
         model = build_model(settings.model, data.task, seed=settings.seed, weights_follow=True)
         self._model = model.to(self._device)
@@ -125,6 +118,13 @@ class Trainer:
             self._plan,
             keystream=partial(Keystream, secret, settings.run_id, "selection", self._digest()),
             release=partial(self._release, "select", 0, self._data_sha256),
+        )
+        self._measuring = Measuring(
+            data,
+            settings,
+            self._plan,
+            outputs=self._outputs,
+            exact=self._plan is None and exact is not None,
         )
         self._tensors: dict[int, StudyTensors] = {}
         self._tensors_read: Selection | None = None  # what they were made under
@@ -286,58 +286,21 @@ class Trainer:
         """Return what the (noised) figures of the parts that are held out are computed from."""
         self._check_round(request)
         state, own = self._load(request)
-        held_out = held_out_of(
-            request.round, rounds=self.settings.rounds, attributes=self._attributes
-        )
+        held_out = self._measuring.held_out(request.round)
         tensors = [self._prepare(part, self._selection(request)) for part in held_out.parts]
         content = self._content(request, state, own, tensors)
+        names = (self.settings.run_id, "metrics", request.round, content)
+        noise = partial(Keystream, self._secret, *names)
         return self._release(
             "evaluate",
             request.round,
             content,
-            lambda: self._score(request, held_out, tensors, content),
+            lambda: self._measuring.reply(held_out, tensors, noise),
         )
-
-    def _score(
-        self, request: Received, held_out: HeldOut, parts: Sequence[StudyTensors], content: str
-    ) -> RecordDict:
-        """Return the (noised) counts of the loaded model."""
-        if self._plan is None:
-            counts = self._counts(held_out, parts)
-        elif self._plan.metrics_noise is None:
-            raise FederationError("the run's plan pays for no metrics: refused")
-        else:
-            counts = noised(
-                self._counts(held_out, parts),
-                sensitivity=held_out.sensitivity(self._measures),
-                noise_multiplier=self._plan.metrics_noise,
-                keystream=Keystream(
-                    self._secret, self.settings.run_id, "metrics", request.round, content
-                ),
-            )
-        return histogram_reply(counts, self._data.patients_public)
-
-    def _counts(self, held_out: HeldOut, parts: Sequence[StudyTensors]) -> NDArray[np.float64]:
-        """Return the counts of disjoint parts, then of the groups of the first, without noise."""
-        scored = [(self._outputs(part), part.truth, part.known.numpy()) for part in parts]
-        outputs, truth, known = scored[0]
-        features = one_per_patient(self._data.part(held_out.parts[0])).features
-        for attribute in held_out.attributes:
-            scored += [(outputs, truth, known * m[:, None]) for m in attribute.members(features)]
-        return held_out.join([self._count(*each) for each in scored])
 
     def _outputs(self, part: StudyTensors) -> NDArray[np.float32]:
         batch = self._data.config.compute.physical_batch
-        outputs = predict_logits(self._model, part, self._device, batch=batch)
-        # Under privacy a crafted model must not tell whose scores it broke.
-        return outputs if self._plan is None else np.nan_to_num(outputs, nan=0.0)
-
-    def _count(
-        self, outputs: NDArray[np.float32], truth: NDArray[np.float32], known: NDArray[np.float32]
-    ) -> NDArray[np.float64]:
-        if isinstance(self._counted, ExactReleases):
-            known = of_enough_patients(known, self._data.config.policy.min_patients)
-        return self._measures.release(outputs, truth, known, noised=self._plan is not None)
+        return predict_logits(self._model, part, self._device, batch=batch)
 
     def own_selection(self) -> Selection | None:
         """Return what this site selects by itself."""
