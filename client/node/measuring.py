@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from client.node.policy import of_enough_patients
+from client.node.policy import groups_of_enough_patients, of_enough_patients
 from client.node.selecting import one_per_patient
 from medfusion.data.site_data import SiteData
 from medfusion.data.tensors import StudyTensors
@@ -84,16 +84,23 @@ class Measuring:
         scored = [(self._finite(part), part.truth, part.known.numpy()) for part in parts]
         outputs, truth, known = scored[0]
         features = one_per_patient(self._data.part(held_out.parts[0])).features
+        if self._exact:
+            least = self._data.config.policy.min_patients
+            scored = [(o, t, of_enough_patients(k, least)) for o, t, k in scored]
         for attribute in held_out.attributes:
-            scored += [(outputs, truth, known * m[:, None]) for m in attribute.members(features)]
-        return held_out.join([self._count(*each) for each in scored])
+            members = attribute.members(features)
+            scored += [(outputs, truth, each) for each in self._known_of(members, known)]
+        noisy = self._plan is not None
+        return held_out.join([self._measures.release(*each, noised=noisy) for each in scored])
+
+    def _known_of(self, members: NDArray[np.bool_], known: Floats) -> Floats:
+        """Return what is counted of each group [G, N, L]."""
+        if not self._exact:
+            return known * members[:, :, None]
+        least = self._data.config.policy.min_patients
+        return groups_of_enough_patients(known, members, least)
 
     def _finite(self, part: StudyTensors) -> Floats:
         outputs = self._outputs(part)
         # Under privacy a crafted model must not tell whose scores it broke.
         return outputs if self._plan is None else np.nan_to_num(outputs, nan=0.0)
-
-    def _count(self, outputs: Floats, truth: Floats, known: Floats) -> NDArray[np.float64]:
-        if self._exact:
-            known = of_enough_patients(known, self._data.config.policy.min_patients)
-        return self._measures.release(outputs, truth, known, noised=self._plan is not None)

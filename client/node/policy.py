@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from medfusion.data.site import PolicyOptions
@@ -120,4 +121,32 @@ def of_enough_patients(known: NDArray[Any], min_patients: int) -> NDArray[Any]:
     What is exact about them would be about single patients.
     """
     counted: NDArray[Any] = known * (known.sum(axis=0) >= min_patients)
+    return counted
+
+
+def groups_of_enough_patients(
+    known: NDArray[Any], members: NDArray[np.bool_], min_patients: int
+) -> NDArray[Any]:
+    """Return ``known`` of each group [G, N, L], beside a whole that is shown.
+
+    A label is left out of groups with too few patients, and then of the smallest others until
+    those whom no shown group holds are nobody or enough: whole minus groups is exact as well.
+
+    Parameters
+    ----------
+    known
+        [N, L], one study of each patient.
+    members
+        [G, N]: who is in which group; nobody in two.
+    """
+    counts, whole = members.astype(np.int64) @ (known > 0), (known > 0).sum(axis=0)
+    shown = counts >= min_patients
+    for label in range(known.shape[1]):
+        while shown[:, label].any():
+            rest = whole[label] - counts[shown[:, label], label].sum()
+            if rest == 0 or rest >= min_patients:
+                break
+            sizes = np.where(shown[:, label], counts[:, label], np.iinfo(np.int64).max)
+            shown[int(sizes.argmin()), label] = False
+    counted: NDArray[Any] = known * members[:, :, None] * shown[:, None, :]
     return counted

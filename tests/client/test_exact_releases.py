@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from node_asker import NodeAsker
 from tabular_cohort import write_ward
 
-from client.node.policy import of_enough_patients
+from client.node.policy import groups_of_enough_patients, of_enough_patients
 from medfusion.models.contract import trainable_state
 from medfusion.transport.arrays import from_record, to_record
 from medfusion.transport.requests import ARRAYS, read_error, read_histograms
@@ -107,3 +109,30 @@ def test_a_label_known_of_few_patients_is_left_out_of_exact_figures():
     known = np.array([[1, 1], [1, 0], [1, 0]], dtype=np.float32)
     assert of_enough_patients(known, 2).tolist() == [[1, 0], [1, 0], [1, 0]]
     assert of_enough_patients(known, 1).tolist() == known.tolist()
+
+
+@given(
+    st.lists(st.integers(-1, 3), min_size=1, max_size=40),
+    st.integers(1, 6),
+    st.integers(0, 2**31),
+)
+def test_no_few_patients_are_left_between_the_whole_and_its_groups(groups, least, seed):
+    group = np.array(groups)  # -1: the feature is missing
+    members = group == np.arange(4)[:, None]
+    known = np.random.default_rng(seed).integers(0, 2, (len(group), 2)).astype(np.float32)
+    shown = groups_of_enough_patients(known, members, least).sum(axis=1)  # [G, L]
+    own = members.astype(int) @ known
+    whole = of_enough_patients(known, least).sum(axis=0)
+    assert ((shown == 0) | (shown == own)).all()
+    assert ((shown == 0) | (shown >= least)).all()
+    rest = whole - shown.sum(axis=0)
+    assert ((rest == 0) | (rest >= least) | (shown.sum(axis=0) == 0)).all()
+    assert (rest >= 0).all()
+
+
+def test_groups_that_hold_everybody_are_shown_whole():
+    known = np.ones((6, 1), dtype=np.float32)
+    members = np.repeat(np.eye(2, dtype=bool), 3, axis=1)
+    assert groups_of_enough_patients(known, members, 3).sum() == 6
+    missing = members & (np.arange(6) > 0)  # two are left of the first, and one is in neither
+    assert groups_of_enough_patients(known, missing, 2).sum(axis=(1, 2)).tolist() == [0, 3]
