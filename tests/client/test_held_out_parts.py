@@ -44,6 +44,12 @@ def without_patient(patient):
     return change
 
 
+def exact_config(data, *, min_patients):
+    """Return a site's settings under which runs without privacy are answered."""
+    policy = {"allow_without_privacy": True, "min_patients": min_patients}
+    return data.config.model_copy(update={"policy": data.config.policy.model_copy(update=policy)})
+
+
 def counted(ward, folder, *settings, change=None) -> np.ndarray:
     asker = Asker(ward, folder, "privacy.enabled=false", *settings, change=change)
     return read_histograms(asker.ask("evaluate", round=LAST))
@@ -96,10 +102,7 @@ def test_too_few_calibration_patients_are_not_counted_exactly(ward, tmp_path):
     """Without privacy; the test part, of enough patients, is released all the same."""
 
     def change(data):
-        policy = {"allow_without_privacy": True, "min_patients": 10}
-        config = data.config.model_copy(
-            update={"policy": data.config.policy.model_copy(update=policy)}
-        )
+        config = exact_config(data, min_patients=10)
         split = np.where(data.split == CALIBRATION, TRAIN, data.split).astype(np.int8)
         few = np.unique(data.studies.patient_ids[split == TRAIN])[:9]
         split[np.isin(data.studies.patient_ids, few)] = CALIBRATION
@@ -129,3 +132,21 @@ def test_groups_of_test_patients_are_counted_apart_and_noised_for_it(ward, tmp_p
     spread = plan.metrics_noise * np.sqrt(2 * 2)  # two labels; the whole and one group
     assert noised.std() == pytest.approx(spread, rel=5 / np.sqrt(2 * noised.size))
     assert plan == Asker(ward, tmp_path / "none", *PRIVATE).plan()  # at the same price
+
+
+def test_exact_groups_do_not_tell_of_few_patients_without_the_feature(ward, tmp_path):
+    def change(data):
+        features = data.studies.features.copy()
+        patients = np.unique(data.part(TEST).patient_ids)[:2]
+        features[np.isin(data.studies.patient_ids, patients), 0] = np.nan
+        studies = replace(data.studies, features=features)
+        return replace(data, studies=studies, config=exact_config(data, min_patients=3))
+
+    groups = "evaluation.subgroups=['age:50']"
+    settings = ("privacy.enabled=false", groups)
+    asker = Asker(ward, tmp_path, *settings, simulated=False, change=change)
+    test, _, young, old = read_histograms(asker.ask("evaluate", round=LAST)).sum(axis=(2, 3))
+    rest = test - young - old
+    assert (test > 0).all()
+    assert ((rest == 0) | (rest >= 3)).all()
+    assert (np.maximum(young, old) >= 3).all()  # the larger one is still shown
