@@ -61,6 +61,11 @@ def reads_image_apart(model: Model) -> TypeGuard[MedFusionNet]:
     return apart and not model.fuses_columns
 
 
+def reads_image_anew(model: Model) -> bool:
+    """Whether a model reads whole images again whenever its other inputs change."""
+    return "image" in model.modalities and not reads_image_apart(model)
+
+
 @contextmanager
 def image_read_once(model: Model, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield inputs for a model that has read their images: the rest may change, at little cost.

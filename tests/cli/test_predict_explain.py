@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from medfusion.cli.predict import predict
 from medfusion.data.site_data import load_site_data
 from medfusion.models.contract import trainable_state
+from medfusion.models.hyperfusion import HyperFusion
 from medfusion.models.options import (
     HyperFusionOptions,
     LogisticOptions,
@@ -182,6 +183,20 @@ def test_generated_weights_have_a_picture(tmp_path):
     page = explained(options, site, tmp_path, "--cases", "0")
     assert "How generated weights move with each feature" in page
     assert "<h3>age: from 0 year</h3><svg" in page
+
+
+def test_no_more_images_at_once_than_the_site_allows(tmp_path, monkeypatch):
+    site, rows, forward = write_complete(tmp_path), [], HyperFusion.forward
+    with (site / "site.toml").open("a") as file:
+        file.write("[compute]\nphysical_batch = 2\n")
+
+    def counted(model, inputs):
+        rows.append(len(inputs["image"]))
+        return forward(model, inputs)
+
+    monkeypatch.setattr(HyperFusion, "forward", counted)
+    explained(HyperFusionOptions(width=4, stages=2), site, tmp_path, "--cases", "1")
+    assert max(rows) == 2
 
 
 @pytest.mark.parametrize(
