@@ -113,7 +113,7 @@ def _changes(layer: Generated, embeddings: list[Tensor]) -> NDArray[np.float64]:
     No more is held than the weights at two values, of a few studies.
     """
     moved = []
-    for of_values in zip(*(one.split(_AT_ONCE) for one in embeddings), strict=True):
+    for of_values in zip(*(torch.split(one, _AT_ONCE) for one in embeddings), strict=True):
         first = layer.weights(of_values[0])
         moved.append(
             torch.stack([(layer.weights(one) - first).flatten(1).norm(dim=1) for one in of_values])

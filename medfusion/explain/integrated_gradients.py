@@ -39,27 +39,37 @@ def neutral_columns(x_BKV: Tensor) -> Tensor:
 
 
 def column_attributions(
-    model: Model, inputs: dict[str, Tensor], *, steps: int = STEPS, images_at_once: int = _AT_ONCE
+    model: Model,
+    inputs: dict[str, Tensor],
+    *,
+    exclusive: bool = False,
+    steps: int = STEPS,
+    images_at_once: int = _AT_ONCE,
 ) -> Tensor:
     """Return what each column adds to each label's score, [B, L, K].
 
-    Where every step reads the image again, it reads no more than ``images_at_once``, but a whole
-    batch.
+    ``exclusive``: see `medfusion.explain.scores.ScoresOf`. Where every step reads the image again,
+    it reads no more than ``images_at_once``, but a whole batch.
     """
     at_once = _rows_at_once(model, images_at_once)
     with as_in_use(model), image_read_once(model, inputs) as read:
-        scores = ScoresOf(model, read, "tabular")
+        scores = ScoresOf(model, read, "tabular", exclusive=exclusive)
         baseline = neutral_columns(scores.changed)
         found = _integrate(scores, scores.changed, baseline, scores.others, steps, at_once)
     return found.sum(dim=-1)
 
 
 def token_attributions(
-    model: Model, inputs: dict[str, Tensor], *, steps: int = STEPS, images_at_once: int = _AT_ONCE
+    model: Model,
+    inputs: dict[str, Tensor],
+    *,
+    exclusive: bool = False,
+    steps: int = STEPS,
+    images_at_once: int = _AT_ONCE,
 ) -> Tensor:
     """Return what each token's embedding adds to each label's score, [B, L, T]; padding adds 0.
 
-    Gradients pass through the whole encoder, frozen or not. ``images_at_once`` is as above.
+    Gradients pass through the whole encoder, frozen or not. The rest is as above.
     """
     tokens_BT, encoder = inputs["tokens"], model.text_encoder
     assert isinstance(encoder, TextEncoder)
@@ -68,7 +78,7 @@ def token_attributions(
         x = table(encoder.vocabulary_ids(tokens_BT))
         baseline = table(encoder.vocabulary_ids(torch.zeros_like(tokens_BT)))
     with as_in_use(model), _open(encoder), image_read_once(model, inputs) as read:
-        scores = ScoresOf(model, read, "tokens")
+        scores = ScoresOf(model, read, "tokens", exclusive=exclusive)
 
         def from_embeddings(embedded_BTS: Tensor, *others: Tensor) -> Tensor:
             hook = table.register_forward_hook(lambda *_: embedded_BTS)

@@ -102,17 +102,21 @@ def explain_batch(
     of a regression the unit of the target. No more than ``physical_batch`` images are read at once,
     but those of the batch.
     """
-    scale = unit_of_scores(task)[1]
+    scale, exclusive = unit_of_scores(task)[1], task.task.kind == "multiclass"
     features = tokens = None
     if "tabular" in model.modalities:
         numbers = column_features.numpy()
         if isinstance(model, MdfNet):
             features = _numpy(shapley_values(model, inputs, column_features))
         else:
-            added = column_attributions(model, inputs, images_at_once=physical_batch)
+            added = column_attributions(
+                model, inputs, exclusive=exclusive, images_at_once=physical_batch
+            )
             features = scale * by_feature(_numpy(added), numbers)
     if "text" in model.modalities:
-        added = token_attributions(model, inputs, images_at_once=physical_batch)
+        added = token_attributions(
+            model, inputs, exclusive=exclusive, images_at_once=physical_batch
+        )
         tokens = scale * _numpy(added)
     attention = None
     if isinstance(model, MedFusionNet) and reads_by_queries(model):

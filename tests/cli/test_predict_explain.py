@@ -118,6 +118,15 @@ def test_cases_and_cohort_of_a_model_of_everything(tmp_path):
     for told in ("The note, for ill", "Which words matter", "Which labels take in which others"):
         assert told in page
     assert "Known: ill: 1" in page
+    looks = "Attention says where the label looks, not what speaks for or against it."
+    words = "In the note, orange words speak for the label, blue underlined ones against it"
+    assert (looks in first, looks in second) == (False, True)
+    assert (words in first, words in second) == (True, True)
+    assert "Orange raises the label's score, blue (below 0) lowers it." in first
+    assert re.search(r"\.words \.against \{.*text-decoration: underline", page)
+    against = re.findall(r'<span class="against".* title="against: (\d+)%">(.*)</span>', page)
+    assert against
+    assert all(said.endswith(f" (against: {n}%)</span>") for n, said in against)
 
 
 def test_of_few_patients_there_is_no_summary(tmp_path):
@@ -161,6 +170,7 @@ def test_a_detector_s_boxes_are_drawn_and_features_have_shapley_values(tmp_path)
     assert "drawn by a reader: " in page
     assert "Which features raise a label" in page
     assert "Mean absolute Shapley value" in page
+    assert "about one in twenty is by chance" in page
 
 
 def test_without_labels_there_is_no_truth(tmp_path):
