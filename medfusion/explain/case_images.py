@@ -17,7 +17,7 @@ from torch.nn import functional
 from medfusion.evaluation.report.svg import picture_uri
 from medfusion.explain.attention import LabelAttention, on_the_image
 from medfusion.explain.grad_cam import grad_cam
-from medfusion.explain.occlusion import occlusion
+from medfusion.explain.occlusion import occlusion, on_pixels
 from medfusion.explain.pictures import grey, overlay, planes, with_boxes
 from medfusion.models.contract import Model
 from medfusion.models.medfusion_net import MedFusionNet
@@ -40,16 +40,22 @@ def label_figures(
     inputs: dict[str, Tensor],
     attention: LabelAttention | None,
     labels: Sequence[tuple[int, str]],
+    *,
+    exclusive: bool,
 ) -> list[tuple[str, list[Figure]]]:
-    """Return for each of ``labels`` (number, name) the figures of one study with an image."""
+    """Return for each of ``labels`` (number, name) the figures of one study with an image.
+
+    ``exclusive``: see `medfusion.explain.scores.ScoresOf`.
+    """
     image = inputs["image"][0].cpu().numpy()
     numbers = [number for number, _ in labels]
-    levels = grad_cam(model, inputs, numbers).items()
+    levels = grad_cam(model, inputs, numbers, exclusive=exclusive).items()
     maps = {f"Grad-CAM, {name}": x[0] for name, x in levels}
     if attention is not None and isinstance(model, MedFusionNet):
         weights = attention.weights["image"][:1]
         maps["attention of the label"] = _together(on_the_image(model, weights))[0, numbers]
-    maps["occlusion"] = occlusion(model, inputs)[0, numbers]
+    windows = occlusion(model, inputs, exclusive=exclusive)[0, numbers]
+    maps["occlusion"] = on_pixels(windows, image.shape[1:])
     return [
         (
             name,
@@ -118,7 +124,7 @@ def _figures(image: NDArray[Any], heat: NDArray[Any], title: str, label: str) ->
     alt = f"{title} for {label}"
     if heat.ndim == 2:
         return [_figure(overlay(_grey(image)[0], heat, largest), title, alt)]
-    place = np.unravel_index(int(np.abs(heat).argmax()), heat.shape)
+    place = np.median(np.argwhere(np.abs(heat) == largest), axis=0)  # the middle of a window
     at = [(one + 0.5) / side for one, side in zip(place, heat.shape, strict=True)]
     pictures = zip(_grey(image, at), planes(heat, at), strict=True)
     return [_figure(overlay(picture, cut, largest), title, alt) for picture, cut in pictures]

@@ -46,7 +46,10 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
         plain = [box_figure(image, what.outputs[study], drawn, task.labels.names)]
     elif image is not None:
         plain = plain_figures(image)
-        pictures = label_figures(what.saved.module, inputs, found.attention, picked)
+        exclusive = task.task.kind == "multiclass"
+        pictures = label_figures(
+            what.saved.module, inputs, found.attention, picked, exclusive=exclusive
+        )
     name = str(studies.study_ids[study])
     return {
         "name": name,
@@ -125,9 +128,10 @@ def _notes(
 
 
 def _tokens(names: Sequence[str], added_T: NDArray[Any], largest: float) -> list[Token]:
+    percents = [round(100 * value / largest) for value in added_T.tolist()]
     return [
-        Token(text, round(100 * abs(value) / largest), "for" if value >= 0 else "against")
-        for text, value in zip(names, added_T.tolist(), strict=True)
+        Token(text, abs(percent), "for" if percent >= 0 else "against")
+        for text, percent in zip(names, percents, strict=True)
         if text
     ]
 

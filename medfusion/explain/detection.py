@@ -51,7 +51,8 @@ def shapley_values(
     """Return what each feature adds to each label's score, [B, L, F].
 
     The model must read columns. ``column_features`` [K] numbers the feature of each column (see
-    `medfusion.data.tensors.StudyTensors`); every study meets the same random orders.
+    `medfusion.data.tensors.StudyTensors`); every study meets the same random orders. In a study
+    without an image nothing is found, whatever the columns say, and all values are 0.
     """
     x_BKV = inputs["tabular"]
     absent = hide_columns(x_BKV, torch.ones_like(x_BKV[..., 0], dtype=torch.bool))
@@ -61,7 +62,7 @@ def shapley_values(
 
         def worth(tabular_BKV: Tensor) -> Tensor:
             encoded = model.fuse(maps, {**inputs, "tabular": tabular_BKV})
-            return scores_at(model, encoded, boxes_BL4)
+            return scores_at(model, encoded, boxes_BL4) * inputs["image_present"][:, None]
 
         method = ShapleyValueSampling(worth)
         of_column = column_features.to(x_BKV.device)[None, :, None]

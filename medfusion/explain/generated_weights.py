@@ -20,6 +20,7 @@ from medfusion.models.contract import Model
 from medfusion.models.hyperfusion import HyperFusion
 from medfusion.models.medfusion_net import MedFusionNet
 
+_AT_ONCE = 8  # studies: each has weights of its own
 _VALUES = 13  # of a numeric feature, from the low end of its range to the high one
 
 
@@ -72,14 +73,12 @@ def sweep_features(
             if selected is not None and name not in selected:
                 continue
             values = _values_of(task, name)
-            made = [
-                _weights(model, _encoded(model, features, number, value, task, selection))
+            embeddings = [
+                model.embedding(_encoded(model, features, number, value, task, selection))
                 for value in values
             ]
-            layers = generated_layers(model)
             change = {
-                layer: np.array([_change(one[layer], made[0][layer], of) for one in made])
-                for layer, of in layers.items()
+                layer: _changes(of, embeddings) for layer, of in generated_layers(model).items()
             }
             sweeps.append(Sweep(name, values, change))
     return sweeps
@@ -108,14 +107,19 @@ def _encoded(
     return torch.from_numpy(encode_tabular(changed, task, selection)).to(like)
 
 
-def _weights(model: HyperFusion | MedFusionNet, x_BKV: Tensor) -> dict[str, Tensor]:
-    embedding = model.embedding(x_BKV)
-    return {name: layer.weights(embedding) for name, layer in generated_layers(model).items()}
+def _changes(layer: Generated, embeddings: list[Tensor]) -> NDArray[np.float64]:
+    """Return the change [S] of a layer's weights from those at the first embedding [N, ...].
 
-
-def _change(one: Tensor, first: Tensor, layer: Generated) -> float:
-    moved = (one - first).flatten(1).norm(dim=1).mean()
+    No more is held than the weights at two values, of a few studies.
+    """
+    moved = []
+    for of_values in zip(*(torch.split(one, _AT_ONCE) for one in embeddings), strict=True):
+        first = layer.weights(of_values[0])
+        moved.append(
+            torch.stack([(layer.weights(one) - first).flatten(1).norm(dim=1) for one in of_values])
+        )
     own = layer.base.weight
     if isinstance(layer.base, StandardizedConv2d):
         own = standardized(own)  # what it convolves with
-    return float(moved / own.norm())
+    mean: NDArray[np.float64] = torch.cat(moved, dim=1).mean(dim=1).double().cpu().numpy()
+    return mean / float(own.norm())

@@ -34,13 +34,16 @@ def map_layers(model: Model) -> dict[str, nn.Module]:
     return {"last map": model.image} if isinstance(model, HyperFusion) else {}
 
 
-def grad_cam(model: Model, inputs: dict[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:
+def grad_cam(
+    model: Model, inputs: dict[str, Tensor], labels: Sequence[int], *, exclusive: bool = False
+) -> dict[str, Tensor]:
     """Return for each map what speaks for each of ``labels`` at each place: [B, labels, ...].
 
-    Nothing is below 0: what speaks against a label is left out.
+    Nothing is below 0: what speaks against a label is left out. ``exclusive``: see
+    `medfusion.explain.scores.ScoresOf`.
     """
     image = inputs["image"].detach().requires_grad_()  # else nothing leads through frozen layers
-    scores = ScoresOf(model, {**inputs, "image": image}, "image")
+    scores = ScoresOf(model, {**inputs, "image": image}, "image", exclusive=exclusive)
     found = {}
     for name, layer in map_layers(model).items():
         cam = LayerGradCam(scores, layer)

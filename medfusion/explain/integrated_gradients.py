@@ -22,12 +22,12 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from medfusion.data.encode import FIRST_INDICATOR, VALUE
-from medfusion.explain.scores import ScoresOf, as_in_use, image_read_once
+from medfusion.explain.scores import ScoresOf, as_in_use, image_read_once, reads_image_anew
 from medfusion.models.blocks.text_encoder import TextEncoder
 from medfusion.models.contract import Model
 
 STEPS = 32  # of the path, placed by Gauss and Legendre
-_AT_ONCE = 128  # studies times steps
+_AT_ONCE = 128  # studies times steps, at most
 
 
 def neutral_columns(x_BKV: Tensor) -> Tensor:
@@ -38,19 +38,38 @@ def neutral_columns(x_BKV: Tensor) -> Tensor:
     return neutral
 
 
-def column_attributions(model: Model, inputs: dict[str, Tensor], *, steps: int = STEPS) -> Tensor:
-    """Return what each column adds to each label's score, [B, L, K]."""
+def column_attributions(
+    model: Model,
+    inputs: dict[str, Tensor],
+    *,
+    exclusive: bool = False,
+    steps: int = STEPS,
+    images_at_once: int = _AT_ONCE,
+) -> Tensor:
+    """Return what each column adds to each label's score, [B, L, K].
+
+    ``exclusive``: see `medfusion.explain.scores.ScoresOf`. Where every step reads the image again,
+    it reads no more than ``images_at_once``, but a whole batch.
+    """
+    at_once = _rows_at_once(model, images_at_once)
     with as_in_use(model), image_read_once(model, inputs) as read:
-        scores = ScoresOf(model, read, "tabular")
+        scores = ScoresOf(model, read, "tabular", exclusive=exclusive)
         baseline = neutral_columns(scores.changed)
-        found = _integrate(scores, scores.changed, baseline, scores.others, steps)
+        found = _integrate(scores, scores.changed, baseline, scores.others, steps, at_once)
     return found.sum(dim=-1)
 
 
-def token_attributions(model: Model, inputs: dict[str, Tensor], *, steps: int = STEPS) -> Tensor:
+def token_attributions(
+    model: Model,
+    inputs: dict[str, Tensor],
+    *,
+    exclusive: bool = False,
+    steps: int = STEPS,
+    images_at_once: int = _AT_ONCE,
+) -> Tensor:
     """Return what each token's embedding adds to each label's score, [B, L, T]; padding adds 0.
 
-    Gradients pass through the whole encoder, frozen or not.
+    Gradients pass through the whole encoder, frozen or not. The rest is as above.
     """
     tokens_BT, encoder = inputs["tokens"], model.text_encoder
     assert isinstance(encoder, TextEncoder)
@@ -59,7 +78,7 @@ def token_attributions(model: Model, inputs: dict[str, Tensor], *, steps: int = 
         x = table(encoder.vocabulary_ids(tokens_BT))
         baseline = table(encoder.vocabulary_ids(torch.zeros_like(tokens_BT)))
     with as_in_use(model), _open(encoder), image_read_once(model, inputs) as read:
-        scores = ScoresOf(model, read, "tokens")
+        scores = ScoresOf(model, read, "tokens", exclusive=exclusive)
 
         def from_embeddings(embedded_BTS: Tensor, *others: Tensor) -> Tensor:
             hook = table.register_forward_hook(lambda *_: embedded_BTS)
@@ -68,8 +87,14 @@ def token_attributions(model: Model, inputs: dict[str, Tensor], *, steps: int = 
             finally:
                 hook.remove()
 
-        found = _integrate(from_embeddings, x, baseline, (tokens_BT, *scores.others), steps)
+        others, at_once = (tokens_BT, *scores.others), _rows_at_once(model, images_at_once)
+        found = _integrate(from_embeddings, x, baseline, others, steps, at_once)
     return found.sum(dim=-1)
+
+
+def _rows_at_once(model: Model, images_at_once: int) -> int:
+    """Return how many studies times steps pass at once: whole images take the most memory."""
+    return min(_AT_ONCE, images_at_once) if reads_image_anew(model) else _AT_ONCE
 
 
 def _integrate(
@@ -78,6 +103,7 @@ def _integrate(
     baseline: Tensor,
     others: tuple[Tensor, ...],
     steps: int,
+    at_once: int,
 ) -> Tensor:
     """Return attributions of each output to each entry of ``x`` [B, ...], [B, L, ...]."""
     with torch.no_grad():
@@ -91,7 +117,7 @@ def _integrate(
                 target=label,
                 additional_forward_args=others,
                 n_steps=steps,
-                internal_batch_size=max(_AT_ONCE, len(x)),
+                internal_batch_size=max(at_once, len(x)),
             ).detach()
             for label in range(labels)
         ],

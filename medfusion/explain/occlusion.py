@@ -10,6 +10,7 @@ References
    arXiv 1311.2901.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -23,13 +24,14 @@ WINDOWS = {2: 8, 3: 5}  # along each side, by axes of space
 
 
 @torch.no_grad()
-def occlusion(model: Model, inputs: dict[str, Tensor]) -> Tensor:
+def occlusion(model: Model, inputs: dict[str, Tensor], *, exclusive: bool = False) -> Tensor:
     """Return how much each window speaks for each label, [B, L, ...]: a value for each window.
 
     It is the score of the whole image minus the one with the window at the image's mean. Windows
-    do not overlap; there are at most `WINDOWS` along each side.
+    do not overlap; there are at most `WINDOWS` along each side. ``exclusive``: see
+    `medfusion.explain.scores.ScoresOf`.
     """
-    scores = ScoresOf(model, inputs, "image")
+    scores = ScoresOf(model, inputs, "image", exclusive=exclusive)
     image = scores.changed
     space = image.shape[2:]
     windows = [_windows(side, WINDOWS[len(space)]) for side in space]
@@ -47,6 +49,15 @@ def occlusion(model: Model, inputs: dict[str, Tensor]) -> Tensor:
             hidden[window] = mean
             found[here] = whole - scores(hidden, *scores.others)
     return found
+
+
+def on_pixels(windows: Tensor, space: Sequence[int]) -> Tensor:
+    """Give every pixel the value of its window: from [..., windows] to [..., *space]."""
+    for axis, side in enumerate(space, windows.ndim - len(space)):
+        lengths = [w.stop - w.start for w in _windows(side, WINDOWS[len(space)])]
+        repeats = torch.tensor(lengths, device=windows.device)
+        windows = windows.repeat_interleave(repeats, dim=axis)
+    return windows
 
 
 def _windows(side: int, count: int) -> list[slice]:

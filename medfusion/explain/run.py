@@ -21,7 +21,7 @@ PAGE = "explanations.html"
 CASES = 8  # studies shown one by one unless another number is asked for
 COHORT = 100  # studies at most: beyond, intervals shrink less than waiting grows
 COHORT_READ_ANEW = 24  # the same where every step of a path reads the image again
-_AT_ONCE = 4
+_AT_ONCE = 4  # studies at most, fewer where the site's physical batch is smaller
 _SEED = 0
 
 
@@ -47,8 +47,9 @@ def explain_site(
     drawn = _cohort(len(what.data.studies), COHORT_READ_ANEW if anew else COHORT)
     steps, done = len(shown) + len(drawn), 0
     contents, parts = [], []
-    for start in range(0, len(drawn), _AT_ONCE):
-        some = drawn[start : start + _AT_ONCE]
+    at_once = min(_AT_ONCE, what.data.config.compute.physical_batch)
+    for start in range(0, len(drawn), at_once):
+        some = drawn[start : start + at_once]
         parts.append(explain(what, some))
         done += len(some)
         advance(done, steps)

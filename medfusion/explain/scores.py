@@ -20,7 +20,9 @@ _MADE_OF = {"image": ("image_features",), "tokens": ("text_states",)}
 
 
 class ScoresOf:
-    """The outputs [B, L] as a function of the input called ``name`` and of all the others.
+    """The scores [B, L] as a function of the input called ``name`` and of all the others.
+
+    They are the model's outputs; where the labels are ``exclusive`` classes, the log-odds of each.
 
     Attributes
     ----------
@@ -30,18 +32,27 @@ class ScoresOf:
         The inputs that stay; what was computed of ``changed`` in advance is left out.
     """
 
-    def __init__(self, model: Model, inputs: Mapping[str, Tensor], name: str) -> None:
+    def __init__(
+        self, model: Model, inputs: Mapping[str, Tensor], name: str, *, exclusive: bool = False
+    ) -> None:
         stale = _MADE_OF.get(name, ())
         kept = {key: x for key, x in inputs.items() if key != name and key not in stale}
-        self._model = model
+        self._model, self._exclusive = model, exclusive
         self._names = (name, *kept)
         self.changed = inputs[name]
         self.others = tuple(kept.values())
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        """Return the outputs for tensors in the order ``changed``, ``others``."""
+        """Return the scores for tensors in the order ``changed``, ``others``."""
         scores: Tensor = self._model(dict(zip(self._names, tensors, strict=True)))
-        return scores
+        return _log_odds(scores) if self._exclusive else scores
+
+
+def _log_odds(logits_BL: Tensor) -> Tensor:
+    """Return the log-odds of each class's softmax probability, [B, L]."""
+    itself = torch.eye(logits_BL.shape[1], dtype=torch.bool, device=logits_BL.device)
+    others_BLL = logits_BL[:, None].masked_fill(itself, -torch.inf)
+    return logits_BL - others_BLL.logsumexp(dim=-1)
 
 
 @contextmanager
@@ -59,6 +70,11 @@ def reads_image_apart(model: Model) -> TypeGuard[MedFusionNet]:
     """Whether a model has an image that it reads without a look at the columns."""
     apart = isinstance(model, MedFusionNet) and "image" in model.modalities
     return apart and not model.fuses_columns
+
+
+def reads_image_anew(model: Model) -> bool:
+    """Whether a model reads whole images again whenever its other inputs change."""
+    return "image" in model.modalities and not reads_image_apart(model)
 
 
 @contextmanager

@@ -89,23 +89,35 @@ class Explained:
 
 
 def explain_batch(
-    model: Model, inputs: dict[str, Tensor], task: Task, column_features: Tensor
+    model: Model,
+    inputs: dict[str, Tensor],
+    task: Task,
+    column_features: Tensor,
+    *,
+    physical_batch: int,
 ) -> Explained:
     """Explain the studies of one batch.
 
     Attributions are in the unit of the model's score: log-odds, for a detector the probability,
-    of a regression the unit of the target.
+    of a regression the unit of the target. No more than ``physical_batch`` images are read at once,
+    but those of the batch.
     """
-    scale = unit_of_scores(task)[1]
+    scale, exclusive = unit_of_scores(task)[1], task.task.kind == "multiclass"
     features = tokens = None
     if "tabular" in model.modalities:
         numbers = column_features.numpy()
         if isinstance(model, MdfNet):
             features = _numpy(shapley_values(model, inputs, column_features))
         else:
-            features = scale * by_feature(_numpy(column_attributions(model, inputs)), numbers)
+            added = column_attributions(
+                model, inputs, exclusive=exclusive, images_at_once=physical_batch
+            )
+            features = scale * by_feature(_numpy(added), numbers)
     if "text" in model.modalities:
-        tokens = scale * _numpy(token_attributions(model, inputs))
+        added = token_attributions(
+            model, inputs, exclusive=exclusive, images_at_once=physical_batch
+        )
+        tokens = scale * _numpy(added)
     attention = None
     if isinstance(model, MedFusionNet) and reads_by_queries(model):
         attention = label_attention(model, inputs)
@@ -115,7 +127,13 @@ def explain_batch(
 def explain(what: ToExplain, studies: NDArray[np.int64]) -> Explained:
     """Explain some of a site's studies."""
     model, task = what.saved.module, what.data.task
-    return explain_batch(model, what.inputs(studies), task, what.tensors.column_features)
+    return explain_batch(
+        model,
+        what.inputs(studies),
+        task,
+        what.tensors.column_features,
+        physical_batch=what.data.config.compute.physical_batch,
+    )
 
 
 def unit_of_scores(task: Task) -> tuple[str, float]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from medfusion.cli.predict import predict
 from medfusion.data.site_data import load_site_data
 from medfusion.models.contract import trainable_state
+from medfusion.models.hyperfusion import HyperFusion
 from medfusion.models.options import (
     HyperFusionOptions,
     LogisticOptions,
@@ -117,6 +118,15 @@ def test_cases_and_cohort_of_a_model_of_everything(tmp_path):
     for told in ("The note, for ill", "Which words matter", "Which labels take in which others"):
         assert told in page
     assert "Known: ill: 1" in page
+    looks = "Attention says where the label looks, not what speaks for or against it."
+    words = "In the note, orange words speak for the label, blue underlined ones against it"
+    assert (looks in first, looks in second) == (False, True)
+    assert (words in first, words in second) == (True, True)
+    assert "Orange raises the label's score, blue (below 0) lowers it." in first
+    assert re.search(r"\.words \.against \{.*text-decoration: underline", page)
+    against = re.findall(r'<span class="against".* title="against: (\d+)%">(.*)</span>', page)
+    assert against
+    assert all(said.endswith(f" (against: {n}%)</span>") for n, said in against)
 
 
 def test_of_few_patients_there_is_no_summary(tmp_path):
@@ -160,6 +170,7 @@ def test_a_detector_s_boxes_are_drawn_and_features_have_shapley_values(tmp_path)
     assert "drawn by a reader: " in page
     assert "Which features raise a label" in page
     assert "Mean absolute Shapley value" in page
+    assert "about one in twenty is by chance" in page
 
 
 def test_without_labels_there_is_no_truth(tmp_path):
@@ -182,6 +193,20 @@ def test_generated_weights_have_a_picture(tmp_path):
     page = explained(options, site, tmp_path, "--cases", "0")
     assert "How generated weights move with each feature" in page
     assert "<h3>age: from 0 year</h3><svg" in page
+
+
+def test_no_more_images_at_once_than_the_site_allows(tmp_path, monkeypatch):
+    site, rows, forward = write_complete(tmp_path), [], HyperFusion.forward
+    with (site / "site.toml").open("a") as file:
+        file.write("[compute]\nphysical_batch = 2\n")
+
+    def counted(model, inputs):
+        rows.append(len(inputs["image"]))
+        return forward(model, inputs)
+
+    monkeypatch.setattr(HyperFusion, "forward", counted)
+    explained(HyperFusionOptions(width=4, stages=2), site, tmp_path, "--cases", "1")
+    assert max(rows) == 2
 
 
 @pytest.mark.parametrize(

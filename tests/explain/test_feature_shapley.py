@@ -78,6 +78,16 @@ def test_values_add_up_to_what_all_features_change(model):
     )
 
 
+def test_where_there_is_no_image_nothing_is_found_whatever_the_features(model):
+    inputs, _, _ = studies(3, seed=2)
+    expected = shapley_values(model, inputs, COLUMNS, orders=2)
+    inputs["image_present"] = torch.tensor([True, False, True])
+    found = shapley_values(model, inputs, COLUMNS, orders=2)
+    assert expected[1].abs().max() > 0
+    assert found[1].abs().max() == 0
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+
+
 def test_columns_of_one_feature_play_together(model):
     inputs, _, _ = studies(3, seed=3)
     together = shapley_values(model, inputs, torch.tensor([0, 1, 1]), orders=2)

@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,26 @@ def test_medfusion_net_s_generated_layers_are_swept_against_what_they_convolve_w
         made.append(layer.weights(model.embedding(x.double())).detach())
     moved = (made[1] - made[0]).flatten(1).norm(dim=1).mean()
     assert change[-1] == pytest.approx(float(moved) / layer.base.out_channels**0.5, rel=1e-3)
+
+
+def test_weights_of_few_studies_at_two_values_are_held_at_once(monkeypatch):
+    options = HyperFusionOptions(width=8, stages=2, generated=("image.stages.1.down", "head1"))
+    model = random_model(options)
+    features = np.stack([[5.0 * n, n % 3, n % 2] for n in range(19)])
+    each = [sweep_features(model, one[None], TASK, None) for one in features]
+    held, most, rows, original = [], [], [], Generated.weights
+
+    def weights(layer, embedding):
+        made = original(layer, embedding)
+        held.append(weakref.ref(made))
+        most.append(sum(one() is not None for one in held))
+        rows.append(len(made))
+        return made
+
+    monkeypatch.setattr(Generated, "weights", weights)
+    together = sweep_features(model, features, TASK, None)
+    assert (max(most), max(rows)) == (2, 8)
+    for number, sweep in enumerate(together):
+        for name, change in sweep.change.items():
+            mean = np.mean([one[number].change[name] for one in each], axis=0)
+            np.testing.assert_allclose(change, mean, rtol=1e-6, atol=1e-9)

@@ -91,3 +91,23 @@ def test_states_computed_in_advance_change_nothing():
     torch.testing.assert_close(
         column_attributions(model, ahead, steps=8), column_attributions(model, inputs, steps=8)
     )
+
+
+@pytest.mark.parametrize("name", ["columns_in_image", "hyperfusion"])
+def test_whole_images_are_read_few_at_a_time(name):
+    model, inputs, rows = random_model(TABULAR[name][0]), random_inputs(2), []
+    expected = column_attributions(model, inputs, steps=8)
+    model.image.register_forward_pre_hook(lambda _, read: rows.append(len(read[0])))
+    found = column_attributions(model, inputs, steps=8, images_at_once=4)
+    torch.testing.assert_close(found, expected)
+    assert max(rows) == 4
+    column_attributions(model, inputs, steps=2, images_at_once=1)
+    assert rows[-1] == 2  # the batch itself
+
+
+def test_notes_beside_whole_images_are_explained_few_at_a_time():
+    options = MedFusionNetOptions(fusion="film", linear_path=False)
+    model, inputs, rows = random_model(options), random_inputs(1), []
+    model.image.register_forward_pre_hook(lambda _, read: rows.append(len(read[0])))
+    token_attributions(model, inputs, steps=8, images_at_once=3)
+    assert max(rows) == 3

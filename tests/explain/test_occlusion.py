@@ -4,7 +4,7 @@ from captum.attr import Occlusion
 from explained import TASK, random_inputs, random_model
 
 from medfusion.data.task import Task
-from medfusion.explain.occlusion import occlusion
+from medfusion.explain.occlusion import occlusion, on_pixels
 from medfusion.models.options import HyperFusionOptions, LogisticOptions
 
 VOLUMES = Task.parse(
@@ -44,3 +44,12 @@ def test_features_of_the_image_computed_in_advance_are_computed_anew():
     found = occlusion(model, ahead)
     assert found.abs().max() > 0
     assert torch.equal(found, occlusion(model, inputs))
+
+
+def test_every_pixel_has_the_value_of_its_window():
+    flat = on_pixels(torch.arange(2 * 7 * 7.0).reshape(2, 7, 7), (33, 35))  # 5 to a window
+    assert flat.shape == (2, 33, 35)
+    lengths = [(flat[1, :, 0] == 49 + 7 * n).sum().item() for n in range(7)]
+    assert lengths == [5, 5, 5, 5, 5, 5, 3]
+    assert flat[0, 0].tolist() == [n // 5 for n in range(35)]
+    assert on_pixels(torch.rand(4, 5, 5), (16, 20, 17)).shape == (16, 20, 17)

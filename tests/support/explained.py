@@ -22,6 +22,14 @@ TASK = Task.parse(
     where="test",
 )
 K, L, T = len(TASK.columns), 2, 9
+CLASSES = Task.parse(
+    {
+        **TASK.to_json(),
+        "task": {"name": "classes", "kind": "multiclass"},
+        "labels": {"names": ["well", "icu", "died"], "column": "outcome"},
+    },
+    where="test",
+)
 
 
 def random_inputs(batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
