@@ -11,6 +11,8 @@ from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.table import Heat, Table, area_scale, heat, table
 from medfusion.evaluation.report.wording import DASH, counted, number, score
 
+_OWN = "own (personalised)"
+
 
 def build_comparison_page(
     folder: Path, result: Mapping[str, Any], measures: Measures, *, name: str
@@ -70,12 +72,14 @@ def arms_table(arms: Sequence[Mapping[str, Any]], measures: Measures) -> Table:
 def cross_site_table(index: int, arms: Sequence[Mapping[str, Any]], measures: Measures) -> Table:
     """Return where each model of an arm was trained (rows) and tested (columns).
 
-    Below them stand the arms of the same settings whose one model serves all sites.
+    Below them stand the arms of the same settings that serve all sites. A row of
+    personalised models holds each site's own, at home.
     """
     rows = dict(arms[index]["cross_site"])
     for other in arms:
         if other["settings"] == arms[index]["settings"] and len(other["cross_site"]) == 1:
-            rows |= {f"all ({name})": row for name, row in other["cross_site"].items()}
+            label = _OWN if other["regime"] == "personalised" else f"all ({other['regime']})"
+            (rows[label],) = other["cross_site"].values()
     values = [one["mean"] for row in rows.values() for one in row.values()]
     known = [value for value in values if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
@@ -85,7 +89,7 @@ def cross_site_table(index: int, arms: Sequence[Mapping[str, Any]], measures: Me
     def cell(trained: str, tested: str, figure: Mapping[str, Any]) -> Heat:
         found = _interval(figure)
         mean, ends = _texts(found, measures)
-        return heat(mean, ends, found.mean, low, high, marked=trained == tested)
+        return heat(mean, ends, found.mean, low, high, marked=trained in (tested, _OWN))
 
     sites, tested = next(iter(rows.values())), arms[index]["per_site"]
     return table(

@@ -21,12 +21,13 @@ from medfusion.models.blocks.densenet121 import from_torchvision, is_torchvision
 from medfusion.models.blocks.exchange import TokensToMap
 from medfusion.models.contract import Model
 from medfusion.models.initial_weights import InitialWeights
-from medfusion.models.options import MedFusionNetOptions
+from medfusion.models.options import TRANSITIONS, MedFusionNetOptions
 from medfusion.models.saved import SavedModel, load_model
 
 _STREAMS = "image.streams."
 _TRUNK = tuple(f"{_STREAMS}{part}." for part in ("stem", "stages", "transitions", "final"))
 _OF_COLUMNS = ("modulation", "gates", "embedding", "clinical")  # they read columns alone
+_GENERATORS = (".generator.weight", ".left.weight", ".bias.weight")  # `Generated`'s: so do they
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 _HOW_TO_GET = (
     "Where there are internet and torchvision, `python -c 'from torchvision.models import "
@@ -159,8 +160,10 @@ def _read(
         origin = InitialWeights(kind="torchvision", sha256=file_sha256(path))
         return _Source(ours, lambda name: True, origin, convolutions_only=True)
     origin = InitialWeights(kind="tensors", sha256=file_sha256(path))
-    # what is not of the images may mean other things
-    return _Source(state, lambda name: name.startswith("image."), origin)
+    # what is not of the images alone may mean other things
+    return _Source(
+        state, lambda name: name.startswith("image.") and not _is_generator(name), origin
+    )
 
 
 def _translated(
@@ -191,6 +194,11 @@ def _of_saved_model(
     )
 
 
+def _is_generator(name: str) -> bool:
+    """Whether a parameter makes weights of the image streams out of the columns."""
+    return name.startswith(TRANSITIONS) and name.endswith(_GENERATORS)
+
+
 def _means_the_same(
     name: str,
     saved: SavedModel,
@@ -202,7 +210,8 @@ def _means_the_same(
     part = name.partition(".")[0]
     if not isinstance(saved.options, MedFusionNetOptions):
         return False
-    if part == "image":
+    generator = _is_generator(name)
+    if part == "image" and not generator:
         return True
     if part in ("text", "text_encoder"):
         return saved.options.text == options.text
@@ -210,7 +219,7 @@ def _means_the_same(
         return False
     # order, ranges and units: they are what a column's values mean
     same_columns = list(saved.task.features.items()) == list(task.features.items())
-    if part in ("tabular", *_OF_COLUMNS):
+    if generator or part in ("tabular", *_OF_COLUMNS):
         return same_columns
     if part == "linear":
         read = {
@@ -254,8 +263,11 @@ def _require_trunk(
     taken: Collection[str],
     options: MedFusionNetOptions,
 ) -> None:
-    """Refuse weights of another convolutional stream."""
-    trunk = [name for name in wanted if name.startswith(_TRUNK)]
+    """Refuse weights of another convolutional stream.
+
+    Generators of other columns start afresh; they are never frozen.
+    """
+    trunk = [name for name in wanted if name.startswith(_TRUNK) and not _is_generator(name)]
     fitting = [name for name in trunk if name in taken]
     if len(fitting) < len(trunk):
         raise ConfigError(

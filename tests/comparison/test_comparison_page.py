@@ -2,7 +2,12 @@
 
 import pytest
 
-from medfusion.comparison.page import arms_table, cross_site_table, differences_table
+from medfusion.comparison.page import (
+    arms_table,
+    build_comparison_page,
+    cross_site_table,
+    differences_table,
+)
 from medfusion.evaluation.multilabel_measures import MultilabelMeasures
 from medfusion.evaluation.regression_measures import RegressionMeasures
 
@@ -51,6 +56,20 @@ def test_the_best_cell_is_the_darkest(measures, tints):
     ]  # fmt: skip
     assert "0.9" in table.rows[0][1].text
     assert (table.rows[1][1].text, table.rows[1][1].ends) == ("\N{EN DASH}", "\N{EN DASH}")
+
+
+def test_models_that_sites_made_their_own_are_no_model_for_all(tmp_path):
+    measures = MultilabelMeasures(("a",))
+    key = measures.headline.key
+    own = arm("personalised", {"personalised": (0.9, 0.8)}, key, a=[1, True])
+    arms = [*crossed(key), own]
+    table = cross_site_table(0, arms, measures)
+    *_, row = table.rows
+    assert [row[0] for row in table.rows][2:] == ["all (federated)", "own (personalised)"]
+    assert [cell.marked for cell in row[1:]] == [True, True]
+    result = {"arms": arms, "differences": [], "folds": None, "n_patients": 14, "seeds": 1}
+    page = build_comparison_page(tmp_path, result | {"resamples": 9}, measures, name="x")
+    assert "all is a model that learned from all sites, own is what" in page.read_text()
 
 
 def test_arms_and_differences_name_their_settings():

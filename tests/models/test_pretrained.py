@@ -279,6 +279,38 @@ def test_what_stands_for_other_things_starts_afresh(tmp_path):
     assert other_labels.origin.endswith("drawn afresh: head, linear, tabular")
 
 
+def test_what_makes_weights_of_columns_starts_afresh_where_they_are_others(tmp_path):
+    options = MedFusionNetOptions(fusion="hyperfusion", rank=2)
+    first = trained(options)
+    folder = save(tmp_path / "model", first, options)
+    made = [f"image.streams.transitions.2.conv.{part}." for part in ("generator", "left", "bias")]
+    choice = {"size": "tiny", "fusion": "hyperfusion", "rank": 2}
+    again = build(init=str(folder), **choice)
+    assert same(again, first, "") == {True}
+    others = make_task(features=("dose",)), make_task(labels=("icu", "shock"))
+    models = [build(task, init=str(folder), **choice) for task in others]
+    save_file(
+        {n: p.detach() for n, p in trainable_state(first).items()}, tmp_path / "w.safetensors"
+    )
+    models.append(build(init=str(tmp_path / "w.safetensors"), **choice))
+    for model in models:
+        assert [same(model, first, part) for part in made] == [{False}] * 3
+        assert same(model, first, "image.streams.transitions.2.conv.base.") == {True}
+        assert same(model, first, "image.streams.stages.") == {True}
+        assert same(model, first, "embedding.") == {False}
+        assert "image.streams.transitions" in model.origin.partition("drawn afresh")[2]
+
+
+def test_generators_of_other_columns_stay_trainable_in_a_frozen_stream(tmp_path):
+    options = MedFusionNetOptions(fusion="hyperfusion")
+    folder = str(save(tmp_path / "model", trained(options), options))
+    choice = {"size": "tiny", "fusion": "hyperfusion", "init": folder, "frozen_stages": 4}
+    model = build(make_task(features=("dose",)), **choice)
+    conv = model.image.streams.transitions[2].conv
+    assert not conv.base.weight.requires_grad
+    assert conv.generator.weight.requires_grad
+
+
 def test_the_linear_path_goes_on_where_its_features_are_the_same(tmp_path):
     options = MedFusionNetOptions()
     task = make_task(pixels=64)

@@ -7,7 +7,8 @@ points to a copy.
 The folder holds ``ADNIMERGE.csv``, of which the rows of the baseline visit (``VISCODE`` ``bl``)
 are read, and NIfTI files, in any folder below, with a participant's ``PTID`` in the name of the
 file or of a folder above it. Of several files of a participant the one counts whose name has the
-row's ``IMAGEUID`` (``..._I118671.nii``). Rows without a scan are left out.
+row's ``IMAGEUID`` (``..._I118671.nii``); an only file counts whatever its name, and a notice tells
+how many bear another number. Rows without a scan are left out.
 
 The label is ``DX`` at baseline: CN, MCI or AD (in the table ``Dementia``). The features are those
 of HyperFusion (Duenias et al. 2025): age, sex, education, APOE4 alleles, three proteins of the
@@ -41,6 +42,7 @@ from medfusion.data.cohorts.source_table import (
 )
 from medfusion.data.cohorts.writing import Cohort, Study
 from medfusion.data.columns import number_of
+from medfusion.data.findings import plural
 from medfusion.data.table import Table
 from medfusion.data.task import CategoricalFeature, NumericFeature
 from medfusion.data.volumes import NIFTI
@@ -55,6 +57,7 @@ _FILE, _ID, _VISIT, _BASELINE, _DX, _SCAN = (
 )  # fmt: skip
 _SPELLED = {"CN": "CN", "NL": "CN", "MCI": "MCI", "Dementia": "AD", "AD": "AD"}
 _PTID = re.compile(r"(?<!\d)\d{3}_S_\d{4,5}(?!\d)")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])I(\d+)")
 
 
 def _number(low: float, high: float, unit: str = "") -> NumericFeature:
@@ -91,7 +94,7 @@ def read(src: Path) -> Cohort:
     refuse_blank(table, (_ID, _VISIT))
     table = _baseline(table)
     notices: list[str] = []
-    table, scans = keep_with_images(table, _scans(table, src), notices, column=_ID)
+    table, scans = keep_with_images(table, _scans(table, src, notices), notices, column=_ID)
     cells = {
         name: feature_cells(table, column, feature, notices, cells=_cells(table, name, column))
         for name, (column, feature) in _FEATURES.items()
@@ -159,7 +162,7 @@ def _group(diagnosis: str) -> int:
     return CLASSES.index(diagnosis) if diagnosis else len(CLASSES)
 
 
-def _scans(table: Table, src: Path) -> list[Path | None]:
+def _scans(table: Table, src: Path, notices: list[str]) -> list[Path | None]:
     """Return the scan of each row, None where there is none."""
     files: dict[str, list[Path]] = {}
     for path in sorted(src.rglob("*")):
@@ -167,23 +170,34 @@ def _scans(table: Table, src: Path) -> list[Path | None]:
             named = _PTID.findall(path.relative_to(src).as_posix())
             for person in dict.fromkeys(named[-1:]):  # the file's own name before its folders'
                 files.setdefault(person, []).append(path)
-    uids = table.columns.get(_SCAN, [""] * len(table))
+    uids = [uid.removesuffix(".0") for uid in table.columns.get(_SCAN, [""] * len(table))]
     found = [_of_visit(files.get(n, []), u) for n, u in zip(table.columns[_ID], uids, strict=True)]
     if several := sum(len(scans) > 1 for scans in found):
         raise DataError(
             f"{src}: expected one NIfTI file for each {_ID}, found several for {several} of "
             f"{len(found)}; keep the baseline's, or those with its {_SCAN} (..._I118671.nii)"
         )
-    return [scans[0] if scans else None for scans in found]
+    taken = [scans[0] if scans else None for scans in found]
+    others = sum(_is_another(scan, uid) for scan, uid in zip(taken, uids, strict=True))
+    if others:
+        notices.append(
+            f"{_SCAN}: took {plural(others, 'scan')} with another image number in the name than "
+            "the row has, for want of the row's own; it may be of another visit"
+        )
+    return taken
 
 
 def _of_visit(scans: Sequence[Path], uid: str) -> Sequence[Path]:
     """Return the scans whose name has the image's number if there are several and some have."""
-    number = uid.removesuffix(".0")
-    if len(scans) < 2 or not number.isdigit():
+    if len(scans) < 2:
         return scans
-    named = re.compile(rf"(?<![A-Za-z0-9])I{number}(?!\d)")
-    return [path for path in scans if named.search(path.name)] or scans
+    return [path for path in scans if uid in _NUMBER.findall(path.name)] or scans
+
+
+def _is_another(scan: Path | None, uid: str) -> bool:
+    """Whether a scan's name has an image's number, and not the row's."""
+    named = _NUMBER.findall(scan.name) if scan else []
+    return uid.isdigit() and bool(named) and uid not in named
 
 
 def _task() -> dict[str, Any]:

@@ -6,8 +6,8 @@ MedFusion.
 
 The folder of the challenge: ``train.csv`` (a row for each box of each reader, in pixels of the
 DICOM file; ``No finding`` without a box) and the DICOM files named by ``image_id``, in any folder
-below, or pictures made from them. Pictures of another size need ``train_meta.csv`` (``image_id``,
-``dim0``, ``dim1``: height and width of the DICOM file).
+below, or pictures made from them. Pictures with boxes need ``train_meta.csv`` (``image_id``,
+``dim0``, ``dim1``: height and width of the DICOM file), since they are often of another size.
 
 What several readers drew becomes one truth by majority, see `agreed_boxes`:
 
@@ -22,7 +22,7 @@ no patients, so each radiograph counts as a patient of its own, and no sites.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ from medfusion.data.cohorts.source_table import (
 )
 from medfusion.data.cohorts.writing import Cohort, Study
 from medfusion.data.findings import plural
+from medfusion.data.image_files import is_dicom
 from medfusion.data.table import Table
 
 NAME = "vindr-cxr"
@@ -86,7 +87,8 @@ def read(src: Path) -> Cohort:
     ------
     DataError
         If the table or all images are missing, a finding is unknown, a box has no numbers or no
-        area, or a reader says ``No finding`` beside a box.
+        area, a reader says ``No finding`` beside a box, or a picture with boxes is without the size
+        of its DICOM file.
     """
     table = read_source(src / _FILE, (_ID, _CLASS, _READER, *_CORNERS))
     refuse_blank(table, (_ID, _CLASS, _READER))
@@ -100,6 +102,7 @@ def read(src: Path) -> Cohort:
     once, images = keep_with_images(
         once, [files.get(name) for name in once.columns[_ID]], notices, column=_ID
     )
+    _refuse_unsized(once, images, readings, sizes)
     features = header_features(images, ("age", "sex"))
     cells = header_cells(once, images, features, notices)
     studies = [
@@ -142,6 +145,23 @@ def _study(
         image=image,
         boxes=boxes if size is None else in_pixels_of(image, boxes, size),
     )
+
+
+def _refuse_unsized(
+    table: Table, images: Sequence[Path], readings: _Readings, sizes: Mapping[str, tuple[int, int]]
+) -> None:
+    """Refuse pictures with boxes of which it is not known how large the DICOM file was."""
+    unsized = [
+        name not in sizes
+        and any(boxes for reading in readings[name].values() for boxes in reading.values())
+        and not is_dicom(image)
+        for name, image in zip(table.columns[_ID], images, strict=True)
+    ]
+    message = (
+        f"boxes are in pixels of the DICOM file, whose size a picture does not tell: expected its "
+        f"{_HEIGHT} and {_WIDTH} in {_SIZES}, found none"
+    )
+    refuse(table, _ID, np.array(unsized, dtype=bool), message)
 
 
 def _readings(table: Table) -> _Readings:

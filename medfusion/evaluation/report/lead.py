@@ -33,7 +33,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
         (name, shown, headline_interval(run)),
         *_second_figures(run),
         ("Largest epsilon", cost, simulated if spent else "no differential privacy"),
-        ("Hospitals", number(len(summary["sites"])), ""),
+        ("Hospitals", number(len(run.trained)), ""),
         ("Training patients", number(_patients(run)), ""),
         ("Rounds", number(summary["rounds"]), f"in {duration(summary['seconds'])}"),
     ]
@@ -51,7 +51,7 @@ def _second_figures(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _patients(run: Run) -> int:
-    return sum(site["patients"] for site in run.summary["sites"].values())
+    return sum(run.summary["sites"][name]["patients"] for name in run.trained)
 
 
 def in_words(run: Run) -> list[str]:
@@ -60,14 +60,13 @@ def in_words(run: Run) -> list[str]:
 
 
 def _who_trained(run: Run) -> str:
-    sites = run.summary["sites"]
     model = run.card.get("model") or {}
     what = f"the model {model['name']}" if "name" in model else "one model"
     if model.get("modalities"):
         what += f" on {listed(model['modalities'])}"
+    who = f"{counted(len(run.trained), 'hospital')} with {counted(_patients(run), 'patient')}"
     return (
-        f"{counted(len(sites), 'hospital')} with {counted(_patients(run), 'patient')} trained "
-        f"{what} together in {counted(run.summary['rounds'], 'round')} "
+        f"{who} trained {what} together in {counted(run.summary['rounds'], 'round')} "
         f"({duration(run.summary['seconds'])}), without pooling their data. {_purpose(run)}"
     )
 

@@ -26,8 +26,9 @@ def privacy_covers(run: Run) -> str:
         covered.append(f"the metrics in this report ({what})")
     return (
         f"Each hospital's epsilon covers {listed(covered)}, together. The unit is the patient: "
-        "it bounds what anyone who sees everything that left the hospital can learn about one "
-        "patient's whole record there. A patient known to several hospitals pays the sum."
+        "it bounds what anyone who sees everything that left the hospital in this run can learn "
+        "about one patient's whole record there. Other runs add to it: medfusion privacy SITE. A "
+        "patient known to several hospitals pays the sum."
     )
 
 
@@ -49,8 +50,9 @@ def privacy_means(run: Run) -> str:
     worst = max(found.values(), key=lambda plan: plan["epsilon"])
     share = largest_right_share(worst["epsilon"], worst["delta"])
     return (
-        "What that means: whoever sees all that left a hospital, knows everything else about a "
-        "patient, and holds it for equally likely that this patient's record was used or not, "
+        "What that means: whoever sees all that left a hospital in this run, knows everything "
+        "else about a patient, and holds it for equally likely that this patient's record was "
+        "used or not, "
         f"guesses right at most {_percent(share)} of the time (a coin: 50%). That bounds every "
         f"attack at epsilon {epsilon(worst['epsilon'])}, however clever; medfusion audit measures "
         "how far some known ones get."

@@ -135,11 +135,14 @@ def subgroup_table(run: Run) -> Table | None:
     Rows of a feature end with its gap: the highest minus the lowest figure of its groups.
     """
     rows: list[tuple[str, ...]] = []
+    key = run.headline.key  # not always the figure whose gap summary.json has
     for feature, found in (run.summary.get("subgroups") or {}).items():
         for group, figures in found["groups"].items():
             patients = number(round(max(figures["patients"], 0.0)))
-            rows.append((feature, group, patients, _headline_text(run, figures[run.headline.key])))
-        rows.append((feature, "gap", "", _headline_text(run, found["gap"])))
+            rows.append((feature, group, patients, _headline_text(run, figures[key])))
+        told = [each[key] for each in found["groups"].values() if each[key] is not None]
+        gap = max(told) - min(told) if len(told) > 1 else None
+        rows.append((feature, "gap", "", _headline_text(run, gap)))
     if not rows:
         return None
     return table("Subgroups", ("Feature", "Group", "Patients", run.headline.name), rows, words=2)

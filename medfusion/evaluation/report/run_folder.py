@@ -14,6 +14,7 @@ from medfusion.data.task import Task
 from medfusion.data.thresholds import Selection
 from medfusion.errors import ConfigError, DataError
 from medfusion.evaluation.calibration import Calibration
+from medfusion.evaluation.detection_measures import DetectionMeasures
 from medfusion.evaluation.kinds import measures_of
 from medfusion.evaluation.measures import Headline, Measures
 from medfusion.evaluation.metrics import FloatArray
@@ -75,12 +76,25 @@ class Run:
 
     @property
     def headline(self) -> Headline:
-        """The first figure of the task's measures that the run has.
+        """The headline figure of the task's measures.
 
         Under privacy a detector's boxes are not measured, only what they say of studies.
         """
-        first, second = self.measures.headline, Measures.headline
-        return second if self.summary.get(first.key) is None else first
+        first = self.measures.headline
+        unmeasured = self.summary.get(first.key) is None
+        boxes = isinstance(self.measures, DetectionMeasures)
+        return Measures.headline if boxes and unmeasured else first
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the sites that took part in some round; all where no rounds are told."""
+        took_part = {
+            name
+            for line in self.rounds
+            for name, part in line["sites"].items()
+            if part["status"] == "ok"
+        }
+        return tuple(name for name in self.summary["sites"] if name in took_part or not self.rounds)
 
     @property
     def name(self) -> str:

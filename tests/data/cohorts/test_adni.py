@@ -125,6 +125,21 @@ def test_of_several_scans_the_one_of_the_row_counts(tmp_path):
         read(src)
 
 
+def test_an_only_scan_that_is_called_another_is_told(tmp_path):
+    src = write_source(tmp_path / "src", IMAGEUID="1005.0")
+    assert not [notice for notice in read(src).notices if "IMAGEUID" in notice]
+    for number, name in ((3, "I77"), (4, "I10041"), (6, "scan")):  # the last names none
+        path = next(src.glob(f"scans/*{ptid(number)}*"))
+        path.rename(path.with_name(f"{ptid(number)}_{name}.nii.gz"))
+    notices = read(src).notices
+    (told,) = [notice for notice in notices if "IMAGEUID" in notice]
+    assert "took 2 scans with another image number" in told
+    assert "_S_" not in told
+    for number, unknown in enumerate(("NA", "")):
+        nameless = write_source(tmp_path / str(number), IMAGEUID=unknown)
+        assert not [notice for notice in read(nameless).notices if "IMAGEUID" in notice]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -31,6 +31,8 @@ def write_source(folder, *extra: str, count: int = 45, scale: int = 1):
             box = (10 + 2 * place, 20, 30, 40 + 4 * place)
             sides = ",".join(str(scale * side) for side in box)
             rows.append(f"{name},Nodule/Mass,8,{reader},{sides}")
+    sizes = [f"b{number:03},{scale * HEIGHT},{scale * WIDTH}" for number in range(count)]
+    (folder / "train_meta.csv").write_text("\n".join(["image_id,dim0,dim1", *sizes]) + "\n")
     (folder / "train.csv").write_text("\n".join([*rows, *extra]) + "\n")
     return folder
 
@@ -73,16 +75,23 @@ def test_a_finding_that_readers_place_differently_is_unknown(tmp_path):
 
 def test_pictures_of_another_size_need_the_table_of_sizes(tmp_path):
     src = write_source(tmp_path / "src", scale=2)
-    sizes = [f"b{number:03},{2 * HEIGHT},{2 * WIDTH}" for number in range(45)]
-    with pytest.raises(DataError, match="boxes that leave it"):
-        run(src, tmp_path / "without")
-    (src / "train_meta.csv").write_text("\n".join(["image_id,dim0,dim1", *sizes]) + "\n")
     run(src, tmp_path / "out")
     studies = read(tmp_path / "out")
     boxed = studies.boxes.classes[:, 0] > 0
     expected = [11 / WIDTH, 20 / HEIGHT, 30 / WIDTH, 42 / HEIGHT]
     np.testing.assert_allclose(studies.boxes.corners[boxed, 0], [expected] * 15, rtol=1e-6)
-    (src / "train_meta.csv").write_text("\n".join(["image_id,dim0,dim1", "b000,0,10"]) + "\n")
+    table = src / "train_meta.csv"
+    rows = table.read_text().splitlines()
+    clear, small = rows[1], rows[2]  # one without boxes, one whose box fits in either size
+    table.write_text("\n".join(row for row in rows if row != clear) + "\n")
+    run(src, tmp_path / "no box")
+    table.write_text("\n".join(row for row in rows if row != small) + "\n")
+    with pytest.raises(DataError, match=r"1 cell .*expected its dim0 and dim1 in train_meta.csv"):
+        run(src, tmp_path / "partly")
+    table.unlink()
+    with pytest.raises(DataError, match=r"30 cells .*expected its dim0 and dim1"):
+        run(src, tmp_path / "without")
+    table.write_text("\n".join(["image_id,dim0,dim1", "b000,0,10"]) + "\n")
     with pytest.raises(DataError, match="1 or more pixels"):
         run(src, tmp_path / "none")
 
@@ -112,6 +121,7 @@ def test_dicom_files_tell_age_and_sex(tmp_path):
         pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
         write_dicom(path.with_suffix(".dicom"), pixels, PatientAge="030Y", PatientSex="O")
         path.unlink()
+    (src / "train_meta.csv").unlink()  # they tell their sizes themselves
     imported = run(src, tmp_path / "out")
     assert "PatientSex: blanked 45 cells outside F, M" in imported.notices
     features = read(tmp_path / "out").features

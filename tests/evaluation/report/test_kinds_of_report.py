@@ -11,6 +11,7 @@ from test_report import Page
 from medfusion.evaluation.kinds import measures_of
 from medfusion.evaluation.report import wording
 from medfusion.evaluation.report.build import build_report
+from medfusion.evaluation.report.run_folder import read_run
 
 
 @pytest.fixture(params=["multiclass", "regression", "detection"])
@@ -84,3 +85,17 @@ def test_a_private_detector_is_told_by_its_studies(tmp_path: Path) -> None:
     assert "No AUROC is defined" not in page.text
     assert "so no AUROC is defined" in page.text
     assert "AP at IoBB" not in page.text
+
+
+def test_only_a_detector_is_told_by_another_figure_where_its_own_is_unknown(tmp_path: Path) -> None:
+    names = {}
+    for kind in ("regression", "detection"):
+        folder = write_run_of_kind(tmp_path / kind, kind)
+        summary = json.loads((folder / "summary.json").read_text())
+        key = measures_of(task_of(kind)).headline.key
+        (folder / "summary.json").write_text(json.dumps(summary | {key: None}))
+        names[kind] = read_run(folder).headline.key
+    assert names == {"regression": "mae", "detection": "auroc_macro"}
+    page = Page(build_report(tmp_path / "regression"))
+    assert "is known of too few test patients" in page.text
+    assert "AUROC" not in page.text

@@ -17,6 +17,7 @@ from medfusion.evaluation.intervals import auroc_interval
 from medfusion.evaluation.metrics import metrics_from_counts, reliability, sigmoid
 from medfusion.evaluation.report import figures, wording
 from medfusion.evaluation.report.build import _content, build_report
+from medfusion.evaluation.report.lead import key_figures
 from medfusion.evaluation.report.page import render_page
 from medfusion.evaluation.report.privacy import largest_right_share
 from medfusion.evaluation.report.run_folder import read_run
@@ -183,6 +184,9 @@ def test_faults_are_told_with_their_rounds(make_run: MakeRun) -> None:
     assert "No test figures came from usa." in page.text
     assert "italy failed" not in page.text
     assert "7 of 12" in page.row("spain", "240")
+    assert "2 hospitals with 480 patients trained" in page.text
+    figures_shown = {name: value for name, value, _ in key_figures(read_run(folder))}
+    assert (figures_shown["Hospitals"], figures_shown["Training patients"]) == ("2", "480")
     assert "answered in every round" not in page.text
 
 
@@ -240,6 +244,9 @@ def test_privacy_is_told_as_it_was(make_run: MakeRun, edit: Callable[..., None])
     assert "simulated" in text
     assert "the selection of features" in text
     assert "epsilon 7.99 at italy (delta 1e-5)" in text
+    assert "everything that left the hospital in this run can learn" in text
+    assert "whoever sees all that left a hospital in this run" in text
+    assert "Other runs add to it: medfusion privacy SITE." in text
     card = json.loads((folder / "model" / "model.json").read_text())
     privacy = card["privacy"] | {"simulated": False}
     privacy["sites"]["italy"] |= {"noise_multiplier": 0.51234}
@@ -293,12 +300,16 @@ def test_subgroups_are_shown_with_their_gap(make_run: MakeRun, edit: Callable[..
     assert "Subgroups" not in Page(build_report(folder)).text
     women = {"patients": 31.0, "auroc_macro": 0.75, "auroc": {}}
     men = {"patients": 1204.0, "auroc_macro": None, "auroc": {}}
-    groups = {"F": women, "<M>": men}
-    edit(folder / "summary.json", subgroups={"sex": {"groups": groups, "gap": 0.125}})
+    others = {"patients": 7.0, "auroc_macro": 0.625, "auroc": {}}
+    groups = {"F": women, "<M>": men, "X": others}
+    alone = {"groups": {"young": women, "old": men}, "gap": None}
+    found = {"sex": {"groups": groups, "gap": None}, "age": alone}  # as if of another figure
+    edit(folder / "summary.json", subgroups=found)
     page = Page(build_report(folder))
     assert page.row("sex", "F") == ["sex", "F", "31", "0.750"]
     assert page.row("sex", "<M>") == ["sex", "<M>", "1,204", wording.DASH]
     assert page.row("sex", "gap")[3] == "0.125"
+    assert page.row("age", "gap")[3] == wording.DASH
 
 
 def test_label_without_positives_has_no_curve(make_run: MakeRun, edit: Callable[..., None]) -> None:
