@@ -79,7 +79,8 @@ class Calibration(Options):
 
     ``bins`` equal bins of the logit reach from -8 to 8, so that bin k begins at 16 k / bins - 8;
     what is beyond counts in the outer ones. ``exclusive``: the labels are classes of which a
-    study has one.
+    study has one. ``test``: figures on test patients; ``sites``, those of single sites, stay in
+    the coordinator's run folder.
     """
 
     file_schema: FileSchema = 1
@@ -97,6 +98,11 @@ class Calibration(Options):
             if max(label.operating_bin or 0, label.present_from, label.absent_below) > self.bins:
                 raise ValueError(f"labels.{name}: expected bins up to {self.bins}")
         return self
+
+    def shared(self) -> dict[str, Any]:
+        """Return as JSON what may leave the coordinator: all but single sites' test figures."""
+        test = {key: value for key, value in self.test.items() if key != "sites"}
+        return self.model_copy(update={"test": test}).model_dump(mode="json")
 
     def read(self, logits: NDArray[Any]) -> "Readings":
         """Return what scores [N, L] mean, each label's column in the order of ``labels``."""
