@@ -4,7 +4,7 @@
 kind of task   columns between ``study_id`` and ``missing``
 =============  ==================================================================================
 multilabel     for each label ``LABEL_probability``, ``LABEL_decision`` (1 or 0) and ``LABEL_set``
-multiclass     for each class ``CLASS_probability``; ``decision``: the most probable class; ``set``
+multiclass     for each class ``CLASS_probability``; ``decision``: that of highest score; ``set``
 regression     ``TARGET_value`` and ``TARGET_unit``
 detection      a row for each box: ``label``, ``score``, ``decision``, and ``x``, ``y``,
                ``width``, ``height`` in pixels of the stored image; a row without them for a

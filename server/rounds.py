@@ -144,7 +144,7 @@ class RoundLoop:
         """Send the final model, its description and its calibration to every hospital."""
         self._show.phase("delivering the model")
         if calibration is not None:
-            card = card | {CALIBRATION_KEY: calibration.model_dump(mode="json")}
+            card = card | {CALIBRATION_KEY: calibration.shared()}
         request = self._asking.request(outcome.progress.selection, card=card)
         nodes = list(self._asking.connected().get_node_ids())
         for node, name in self._roster.names.items():

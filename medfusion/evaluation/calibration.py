@@ -79,7 +79,8 @@ class Calibration(Options):
 
     ``bins`` equal bins of the logit reach from -8 to 8, so that bin k begins at 16 k / bins - 8;
     what is beyond counts in the outer ones. ``exclusive``: the labels are classes of which a
-    study has one.
+    study has one. ``test``: figures on test patients; ``sites``, those of single sites, stay in
+    the coordinator's run folder.
     """
 
     file_schema: FileSchema = 1
@@ -98,6 +99,11 @@ class Calibration(Options):
                 raise ValueError(f"labels.{name}: expected bins up to {self.bins}")
         return self
 
+    def shared(self) -> dict[str, Any]:
+        """Return as JSON what may leave the coordinator: all but single sites' test figures."""
+        test = {key: value for key, value in self.test.items() if key != "sites"}
+        return self.model_copy(update={"test": test}).model_dump(mode="json")
+
     def read(self, logits: NDArray[Any]) -> "Readings":
         """Return what scores [N, L] mean, each label's column in the order of ``labels``."""
         scores = logits.astype(np.float64)
@@ -108,7 +114,8 @@ class Calibration(Options):
         if self.exclusive:
             whole = told.sum(axis=1, keepdims=True)
             told = np.divide(told, whole, out=told.copy(), where=whole > 0)
-            return Readings(told, told == told.max(axis=1, keepdims=True), present, ~present)
+            # As in balanced accuracy, F1 and confusion: calibration does not change who is ahead.
+            return Readings(told, scores == scores.max(axis=1, keepdims=True), present, ~present)
         decided = np.stack(
             [
                 told[:, k] >= 0.5
@@ -131,7 +138,7 @@ class Readings:
     probabilities
         [N, L]; of exclusive classes they add up to 1.
     decisions
-        bool [N, L].
+        bool [N, L]; of exclusive classes that with the highest score.
     present, absent
         bool [N, L]: whether a prediction set holds the label, and its absence.
     """
@@ -158,6 +165,8 @@ def calibrate(
     ----------
     counts
         [L, 2, S], none below 0: `Measures.score_counts` of the sum.
+    exclusive
+        The labels are classes of which a study has one: all are calibrated or none.
     sensitivity
         Wanted share of positives found; None: decisions are made at a probability of .5.
     coverage
@@ -167,6 +176,8 @@ def calibrate(
     """
     bins = counts.shape[-1]
     calibrators = fit_calibrators(counts, bin_centres(bins), method, noise=noise)
+    if exclusive and None in calibrators:  # fitted and raw probabilities do not add up
+        calibrators = [None] * len(calibrators)
     labels = {
         name: _label(each, calibrator, sensitivity, coverage, noise)
         for name, each, calibrator in zip(names, counts, calibrators, strict=True)

@@ -46,7 +46,7 @@ def describe(
         "inputs": {name: _input(name, value) for name, value in inputs.items()},
         "outputs": {OUTPUT: _output(task)},
         "preprocessing": _preprocessing(saved, inputs, spec),
-        "calibration": None if calibration is None else calibration.model_dump(mode="json"),
+        "calibration": None if calibration is None else calibration.shared(),
         "parity": {"largest_difference": distance, "tolerance": TOLERANCE, "batches": [1, 3]},
     }
 

@@ -226,7 +226,7 @@ def test_scores_that_rank_the_wrong_way_become_the_mean():
     assert expit(found.intercept) == pytest.approx(labels[known[:, 0] > 0, 0].mean(), abs=0.01)
 
 
-def test_classes_add_up_to_one_and_the_most_probable_one_is_told():
+def test_classes_add_up_to_one_and_the_one_of_highest_score_is_told():
     rng = np.random.default_rng(8)
     truth = rng.integers(0, 3, 600)
     labels = np.eye(3)[truth]
@@ -236,11 +236,30 @@ def test_classes_add_up_to_one_and_the_most_probable_one_is_told():
     found = calibrate(counts, ("a", "b", "c"), exclusive=True, **options)
     read = found.read(logits)
     np.testing.assert_allclose(read.probabilities.sum(axis=1), 1)
-    assert (read.probabilities[read.decisions] >= read.probabilities.max(axis=1).min()).all()
+    np.testing.assert_array_equal(read.decisions.argmax(axis=1), logits.argmax(axis=1))
+    assert (read.decisions.sum(axis=1) == 1).all()
+    # Calibration put another class ahead here and there; the figures of decisions do not know.
+    assert (read.probabilities.argmax(axis=1) != logits.argmax(axis=1)).any()
     figures = figures_of_histograms(found, counts)
     assert figures["coverage"] == pytest.approx(read.present[labels > 0].mean())
     assert figures["set_size"] == pytest.approx(read.present.sum(axis=1).mean())
     assert "sensitivity" not in figures["labels"]["a"]
+
+
+def test_all_classes_are_calibrated_or_none():
+    truth = np.repeat([0, 1, 2], (200, 200, 9))
+    labels = np.eye(3)[truth]
+    logits = labels + np.random.default_rng(14).normal(0, 1, labels.shape)
+    counts = summed(logits, labels, np.ones_like(labels))
+    options = {"method": "platt", "sensitivity": 0.9, "coverage": 0.9}
+    told = {
+        exclusive: [
+            label.calibrator is not None
+            for label in calibrate(counts, "abc", exclusive=exclusive, **options).labels.values()
+        ]
+        for exclusive in (False, True)
+    }
+    assert told == {False: [True, True, False], True: [False, False, False]}
 
 
 def test_decisions_and_sets_have_the_same_figures_raw_and_binned():

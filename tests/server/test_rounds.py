@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from medfusion.errors import FederationError
 from medfusion.models.contract import Model
 from medfusion.models.initial_weights import InitialWeights
-from medfusion.transport.requests import ARRAYS, CONFIG, ROUND_KEY
+from medfusion.transport.requests import ARRAYS, CALIBRATION_KEY, CONFIG, ROUND_KEY
+from server.federated_calibration import federated_calibration
 from server.progress import RunProgress
 from server.results import model_card, write_results
 from server.run_state import run_settings
@@ -44,6 +45,23 @@ def test_every_request_names_the_frozen_weights(federation):
     assert {kind for kind, _ in requests} == {"query.select", "train", "evaluate", "query.deliver"}
     assert {request["frozen_sha256"] for _, request in requests} == {card["frozen_sha256"]}
     assert len(card["frozen_sha256"]) == 64
+
+
+def test_sites_get_no_calibration_figures_of_one_another(federation):
+    loop, context = federation.loop()
+    outcome = loop.run()
+    found = federated_calibration(
+        context, calibration=outcome.progress.calibration, test=outcome.progress.histograms
+    )
+    loop.deliver(outcome, model_card(context, outcome), found)
+    assert set(found.test["sites"]) == set(PATIENTS)  # the coordinator's report shows them
+    for site in federation.sites.values():
+        kind, _, request = site.asked[-1]
+        assert kind == "query.deliver"
+        sent = request["card"][CALIBRATION_KEY]
+        assert "sites" not in sent["test"]
+        assert sent["test"]["coverage"] == found.test["coverage"]
+        assert sent["labels"] == found.model_dump(mode="json")["labels"]
 
 
 def test_it_is_recorded_whose_histograms_came(federation):

@@ -49,7 +49,7 @@ def _probabilities_in_words(run: Run, found: Calibration, test: Mapping[str, Any
 
 def _decisions_in_words(found: Calibration) -> str:
     if found.exclusive:
-        return "The most probable class is told."
+        return "The class with the highest score of the model is told."
     if found.sensitivity is None:
         return "A label is decided from a probability of .5 on."
     return (
