@@ -9,6 +9,7 @@ import logging
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError),
-    *(NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error),
+    *(NotImplementedError, RuntimeError, ArithmeticError, MemoryError, struct.error, zlib.error),
 )
 GREY = ("MONOCHROME1", "MONOCHROME2")
 _MOST_PIXELS = 2**27  # the largest radiographs have some 5e7
@@ -79,10 +80,12 @@ def read_picture(path: Path) -> Image.Image:
 @contextmanager
 def reading() -> Iterator[None]:
     """Turn what pydicom raises into a `DataError`, and keep its warnings to ourselves."""
+    from pydicom.errors import BytesLengthException
+
     with _silence:
         try:
             yield
-        except _DAMAGED as error:
+        except (*_DAMAGED, BytesLengthException) as error:
             raise DataError(
                 "a DICOM file cannot be read (truncated, damaged or of an unusual form: "
                 f"{type(error).__name__})"

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import shipped, write_dicom
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -173,6 +173,7 @@ def test_what_gives_no_picture_is_refused(name: str, message: str) -> None:
 
 
 @given(st.integers(0, 700))
+@example(141)  # in the middle of a number
 @settings(max_examples=40, deadline=None)
 def test_a_file_that_was_cut_is_refused_without_a_value(tmp_path_factory, cut: int) -> None:
     path = write_dicom(
@@ -186,6 +187,18 @@ def test_a_file_that_was_cut_is_refused_without_a_value(tmp_path_factory, cut: i
     with pytest.raises(DataError) as error:
         decode_image(path, GREY)
     assert "ecret" not in str(error.value)
+
+
+def test_a_damaged_deflated_file_is_refused(tmp_path: Path) -> None:
+    data = shipped("image_dfl.dcm").read_bytes()
+    assert read_picture(shipped("image_dfl.dcm")).size == (512, 512)
+    cut, changed = tmp_path / "cut.dcm", tmp_path / "changed.dcm"
+    cut.write_bytes(data[: len(data) // 2])
+    changed.write_bytes(data[:-1000] + bytes(1000))
+    for path in (cut, changed):
+        with pytest.raises(DataError, match="truncated, damaged"):
+            decode_image(path, GREY)
+        assert stored_size(path) is None
 
 
 def test_a_folder_stands_for_the_one_file_in_it(tmp_path: Path) -> None:
