@@ -31,7 +31,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from medfusion.evaluation.calibrators import Affine, Calibrator, Method, Steps, fit_calibrators
+from medfusion.evaluation.calibrators import (
+    Affine,
+    Calibrator,
+    Method,
+    Steps,
+    fewest_of_a_class,
+    fit_calibrators,
+)
 from medfusion.evaluation.metrics import FloatArray, sigmoid
 from medfusion.evaluation.score_histograms import bin_centres, bin_numbers
 from medfusion.options import FileSchema, Options
@@ -50,7 +57,7 @@ class LabelCalibration(Options):
         None: the probability stays that of the model, for want of patients or by the run's choice.
     operating_bin
         A score in this bin or a higher one is a decision for the label; None: decisions are made
-        at a probability of .5.
+        at a probability of .5, for want of positives or by the run's choice.
     present_from, absent_below
         The set holds the label from the first bin on, and its absence in bins below the second.
     score_shares
@@ -201,7 +208,7 @@ def _label(
 ) -> LabelCalibration:
     negatives, positives = (float(value) for value in counts.sum(axis=1))
     operating = None
-    if sensitivity is not None and positives > 0:
+    if sensitivity is not None and positives >= fewest_of_a_class(counts.shape[-1], noise):
         operating = highest_start(counts[1], sensitivity * positives)
     return LabelCalibration(
         positives=positives,

@@ -83,13 +83,21 @@ class Steps(Options):
 Calibrator = Affine | Steps
 
 
+def fewest_of_a_class(bins: int, noise: float) -> float:
+    """Return how many patients of a class it takes to fit to, counted in ``bins`` cells.
+
+    They are `FEWEST_OF_A_CLASS`, or `ABOVE_NOISE` standard deviations of the noise on their number
+    where that is more; ``noise`` is that of a cell.
+    """
+    return max(FEWEST_OF_A_CLASS, ABOVE_NOISE * noise * math.sqrt(bins))
+
+
 def fit_calibrators(
     counts: FloatArray, logits: FloatArray, method: Method, *, noise: float = 0.0
 ) -> list[Calibrator | None]:
     """Return the map of each label; None where a class has too few patients to fit to.
 
-    That is fewer than `FEWEST_OF_A_CLASS`, or than `ABOVE_NOISE` standard deviations of the noise
-    on their number. All are None where the method is ``none``.
+    That is fewer than `fewest_of_a_class`. All are None where the method is ``none``.
 
     Parameters
     ----------
@@ -100,7 +108,7 @@ def fit_calibrators(
     noise
         Standard deviation of the noise that fell on each cell.
     """
-    fewest = max(FEWEST_OF_A_CLASS, ABOVE_NOISE * noise * math.sqrt(counts.shape[-1]))
+    fewest = fewest_of_a_class(counts.shape[-1], noise)
     usable = (counts.sum(axis=-1) >= fewest).all(axis=-1)
     if method == "none" or not usable.any():
         return [None] * len(counts)

@@ -198,14 +198,17 @@ def test_fewer_than_ten_of_a_class_are_not_fitted_to(method):
             options = {"exclusive": False, "sensitivity": 0.9, "coverage": 0.9}
             found = calibrate(counts, ("ill",), method=method, **options).labels["ill"]
             assert (found.calibrator is not None) is is_fitted
+            assert (found.operating_bin is not None) is (is_fitted or positive == 0)
 
 
 def test_what_noise_may_have_made_is_not_fitted_to():
     counts = summed(*draw(13), bins=25)
-    fewest = counts.sum(axis=-1).min(axis=-1)[0]  # of the first label
+    fewest = counts.sum(axis=-1)[0, 1]  # positives of the first label, fewer than negatives
     for share, is_fitted in ((0.99, True), (1.01, False)):
         noise = share * fewest / 50  # ten standard deviations on 25 bins
-        assert (fitted(counts, noise=noise).labels["ill"].calibrator is not None) is is_fitted
+        label = fitted(counts, noise=noise).labels["ill"]
+        assert (label.calibrator is not None) is is_fitted
+        assert (label.operating_bin is not None) is is_fitted
 
 
 @pytest.mark.parametrize(("count", "left_out"), [(8, None), (9, 0), (18, 0), (19, 1), (29, 2)])

@@ -54,7 +54,8 @@ def _decisions_in_words(found: Calibration) -> str:
         return "A label is decided from a probability of .5 on."
     return (
         "A label is decided from the highest probability on that still finds "
-        f"{_percent(found.sensitivity)} of the calibration patients who have it."
+        f"{_percent(found.sensitivity)} of the calibration patients who have it; from .5 on, "
+        "where those are too few."
     )
 
 
