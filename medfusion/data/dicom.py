@@ -56,7 +56,8 @@ def read_picture(path: Path) -> Image.Image:
     Grey values go through the modality transform (rescale or table), then through the first VOI
     table or window of the file. Without one, eight-bit values without a transform stay as they
     are, and others are brought from the range between their own percentiles (0.5 and 99.5, padding
-    left out) to 0 to 255. MONOCHROME1 is inverted. YBR and palettes become RGB.
+    left out) to 0 to 255. MONOCHROME1 is inverted. Padding is black, whatever its value. YBR and
+    palettes become RGB.
 
     Raises
     ------
@@ -200,17 +201,17 @@ def read_file(path: Path, **options: Any) -> "Dataset":
 
 
 def _grey(dataset: "Dataset") -> NDArray[np.uint8]:
-    values = modality_values(dataset)
+    values, padding = modality_values(dataset), _padding(dataset)
     shown = _windowed(values, dataset)
     if shown is None and values.dtype == np.uint8:
         shown = values * np.float32(255 / (2**dataset.BitsStored - 1))
     if shown is None:
-        shown = to_255(_without_padding(values, dataset), None)
+        shown = to_255(np.where(padding, np.float32(np.nan), values.astype(np.float32)), None)
     if not np.isfinite(shown).all():
         raise DataError("a DICOM file's rescale or window has no width")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 255.0 - shown
-    return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
+    return np.where(padding, 0, np.clip(np.rint(shown), 0, 255)).astype(np.uint8)
 
 
 def _windowed(values: NDArray[Any], dataset: "Dataset") -> NDArray[Any] | None:
@@ -228,15 +229,14 @@ def _windowed(values: NDArray[Any], dataset: "Dataset") -> NDArray[Any] | None:
     return shown
 
 
-def _without_padding(values: NDArray[Any], dataset: "Dataset") -> NDArray[np.float32]:
-    """Return values in which those that only fill the frame are NaN."""
-    shown = values.astype(np.float32)
-    padding = dataset.get("PixelPaddingValue")
-    if padding is not None:
-        limit = dataset.get("PixelPaddingRangeLimit", padding)
-        stored = _stored(dataset)
-        shown[(stored >= min(padding, limit)) & (stored <= max(padding, limit))] = np.nan
-    return shown
+def _padding(dataset: "Dataset") -> NDArray[np.bool_]:
+    """Return which pixels [H, W] only fill the frame."""
+    stored, padding = _stored(dataset), dataset.get("PixelPaddingValue")
+    if padding is None:
+        return np.zeros(stored.shape, dtype=np.bool_)
+    limit = dataset.get("PixelPaddingRangeLimit", padding)
+    found: NDArray[np.bool_] = (stored >= min(padding, limit)) & (stored <= max(padding, limit))
+    return found
 
 
 def _colour(dataset: "Dataset") -> NDArray[np.uint8]:

@@ -92,6 +92,32 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     assert np.abs(total - 255).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 500, "WindowWidth": 400}])
+@pytest.mark.parametrize("padding", [0, 1000])
+def test_padding_is_black(tmp_path: Path, kind: str, window: dict, padding: int) -> None:
+    stored = np.linspace(300, 700, 256).reshape(16, 16).astype(np.uint16)
+    stored[:4] = padding
+    path = write_dicom(
+        tmp_path / "x.dcm",
+        stored,
+        PhotometricInterpretation=kind,
+        PixelPaddingValue=padding,
+        **window,
+    )
+    found = decode_image(path, GREY)[0]
+    assert not found[:4].any()
+    assert found[4:].max() > 150
+
+
+def test_padding_of_eight_bits_is_black(tmp_path: Path) -> None:
+    pixels = np.full((16, 16), 100, np.uint8)
+    pixels[:4] = 0
+    about = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 0}
+    found = decode_image(write_dicom(tmp_path / "x.dcm", pixels, **about), GREY)[0]
+    assert_array_equal(found, np.where(pixels == 0, 0, 155))
+
+
 def test_a_voi_table_comes_before_a_window(tmp_path: Path) -> None:
     pixels = random_pixels(16, 16)
     table = Dataset()
