@@ -56,7 +56,10 @@ class Tracking:
         for name in names:
             place = folder / _FOLDER / name
             shutil.rmtree(place, ignore_errors=True)
-            self._writers.append(_WRITERS[name](place, run))
+            try:
+                self._writers.append(_WRITERS[name](place, run))
+            except Exception as error:  # as in _each
+                warn(f"run.tracking: {name} failed and is left out: {error}")
 
     def rounds(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write those of the rounds so far that are new."""

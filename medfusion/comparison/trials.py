@@ -5,7 +5,6 @@ therefore never run again, an unfinished one is resumed, and arms that ask for t
 (a pooled node under two strategies) share it.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from medfusion.atomic_files import replacing
 from medfusion.comparison.arms import Arm
 from medfusion.config import RunConfig, config_text
+from medfusion.data.image_files import image_files
 from medfusion.data.site_data import SiteData, pool
 from medfusion.data.split import TEST, Fold, split_of
 from medfusion.digests import sha256_of
-from medfusion.errors import MedFusionError
+from medfusion.errors import DataError, MedFusionError
 from medfusion.models.local_files import local_files_sha256
 from medfusion.models.saved import PERSONAL, load_model
 from medfusion.scoring import score_part
@@ -235,13 +235,17 @@ def _score_at(site: SiteData, model: Path, cache: Path) -> NDArray[np.float32]:
 def _content_sha256(site: SiteData) -> str:
     """Hash what a run reads of a site, the split apart; images by name and size."""
     studies = site.studies
-    images = [f"{path}:{_size(path)}" if path else "" for path in studies.images]
+    images = [f"{path}:{_sizes(path)}" if path else "" for path in studies.images]
     described = (site.task.sha256.encode(), site.config.model_dump_json().encode())
     return sha256_of((*described, *studies.content(images)))
 
 
-def _size(path: Path) -> int:
+def _sizes(path: Path) -> str:
+    """Return the size of an image's file, or of a folder's files with their names."""
     try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1  # gone since the table was read: the run will say so
+        sizes = {file: file.stat().st_size for file in image_files(path)}
+    except (OSError, DataError):
+        return "-1"  # unreadable since the table was read: the run will say so
+    return "/".join(
+        str(size) if file == path else f"{file.name}:{size}" for file, size in sizes.items()
+    )

@@ -118,9 +118,9 @@ def _figures(saved: SavedModel, summary: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         (f"{key}, {name}" if name else key, number(value) if value is not None else "undefined")
         for key, told in summary.items()
-        if key not in _NO_FIGURES
+        if key not in _NO_FIGURES and (key, told) != ("calibration", None)
         for name, value in (told.items() if isinstance(told, dict) else [("", told)])
-        if value is None or isinstance(value, int | float)
+        if (value is None or isinstance(value, int | float)) and not name.startswith("wanted_")
     ]
     noised = saved.card.get("privacy", {}).get("enabled")
     intro = (
@@ -137,7 +137,7 @@ def _figures(saved: SavedModel, summary: Mapping[str, Any]) -> dict[str, Any]:
         "site_figures": [
             (
                 _plain(name),
-                number(site.get(headline.key)) if site.get(headline.key) else "undefined",
+                "undefined" if site.get(headline.key) is None else number(site[headline.key]),
             )
             for name, site in summary.get("sites", {}).items()
         ],

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tabular_cohort import write_ward
 from medfusion.atomic_files import replacing
 from medfusion.comparison.arms import plan_arms
 from medfusion.comparison.compare import Comparison, check_folder
-from medfusion.comparison.trials import finish
+from medfusion.comparison.trials import deal_folds, finish
 from medfusion.config import load_config
 from medfusion.data.site_data import load_site_data
 from medfusion.data.split import TEST, TRAIN
@@ -144,6 +145,27 @@ def test_every_arm_scores_the_studies_in_the_order_of_the_truth(config):
             np.concatenate([part.labels for part in parts]),
             np.where(truth.known > 0, truth.labels, np.nan),
         )
+
+
+def test_another_slice_in_a_folder_is_another_run(config, tmp_path):
+    (site, _), folder = sites_of(config), tmp_path / "volume"
+    folder.mkdir()
+    missing = [None] * (len(site.studies) - 1)
+    site = replace(site, studies=replace(site.studies, images=(folder, *missing)))
+
+    def digest():
+        (dealt,) = deal_folds([site], None)
+        return dealt.digests[site.name]
+
+    found = [digest()]  # of an empty folder
+    for name, size in (("1.dcm", 5), ("1.dcm", 6), ("2.dcm", 5)):
+        (folder / name).write_bytes(bytes(size))
+        found.append(digest())
+    (folder / "2.dcm").rename(folder / "3.dcm")
+    found.append(digest())
+    assert len(set(found)) == 5
+    (folder / ".index").write_bytes(b"hidden")
+    assert digest() == found[-1]
 
 
 @pytest.mark.parametrize("named", ["model.init", "model.text.encoder"])

@@ -73,6 +73,29 @@ def test_a_private_run(tmp_path: Path) -> None:
     assert "\n\n\n\n" not in text
 
 
+def test_what_was_wanted_is_no_figure_and_nought_is_one(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", LogisticOptions(), TASK)
+    told = SUMMARY | {
+        "calibration": {
+            "method": "isotonic",
+            "wanted_coverage": 0.9,
+            "wanted_sensitivity": None,
+            "ece_after": 0.0625,
+            "coverage": None,
+        },
+        "sites": {"north": {"patients": 61, "auroc_macro": 0.0}, "south": {"patients": 9}},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(told))
+    text = card(folder)
+    assert "wanted" not in text
+    assert "| calibration, ece_after | 0.0625 |" in text
+    assert "| calibration, coverage | undefined |" in text
+    assert "| north | 0 |" in text
+    assert "| south | undefined |" in text
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | {"calibration": None}))
+    assert "| calibration" not in card(folder)
+
+
 def test_simulated_privacy_and_none_are_called_so(tmp_path: Path) -> None:
     privacy = {"enabled": True, "simulated": True, "sites": {"north": PLAN}}
     text = card(write_model(tmp_path / "a", LogisticOptions(), TASK, privacy=privacy))

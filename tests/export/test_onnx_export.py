@@ -105,7 +105,7 @@ def test_columns_made_by_the_description_alone_are_those_of_the_model(tmp_path: 
     kept = fitted.model_copy(update={"test": {"sites": {"north": {"coverage": 0.5}}}})
     (folder / "calibration.json").write_text(kept.model_dump_json())
     export_onnx(folder, folder / "sub" / "ward.onnx")
-    about = json.loads((folder / "sub" / "ward.json").read_text())
+    about = json.loads((folder / "sub" / "ward.onnx.json").read_text())
     assert about["calibration"] == fitted.model_dump(mode="json")
     told = about["preprocessing"]["tabular"]
     raw = [{"age": 66.0, "sex": "M", "smoker": 1}, {"age": None, "sex": "F", "smoker": None}]
@@ -178,6 +178,35 @@ def test_a_file_with_other_logits_is_not_kept(tmp_path: Path, monkeypatch) -> No
         export_onnx(folder, out)
     assert out.read_bytes() == b"an earlier one"
     assert not (folder / "onnx.json").exists()
+
+
+def test_no_file_of_the_model_or_its_run_is_written_over(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", LogisticOptions(), TASK)
+    (tmp_path / "summary.json").write_text("of the run")
+    before = {path: path.read_bytes() for path in (*folder.iterdir(), tmp_path / "summary.json")}
+    for out in (folder / "calibration.onnx", tmp_path / "summary.onnx"):
+        written = export_onnx(folder, out)
+        assert written.description == out.with_name(f"{out.name}.json")
+        assert json.loads(written.description.read_text())["schema"] == 1
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (folder / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("failing", ["description", "onnx"])
+def test_one_of_two_files_is_not_written_alone(tmp_path: Path, monkeypatch, failing: str) -> None:
+    folder = write_model(tmp_path / "model", LogisticOptions(), TASK)
+    out, description = tmp_path / "x.onnx", tmp_path / "x.onnx.json"
+    earlier, other = (description, out) if failing == "onnx" else (out, description)
+    earlier.write_text("an earlier one")
+    other.mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        export_onnx(folder, out)
+    other.rmdir()
+    monkeypatch.setattr("medfusion.export.onnx_files.describe", lambda *told: {"no number": np.nan})
+    with pytest.raises(ValueError, match="JSON"):
+        export_onnx(folder, out)
+    assert earlier.read_text() == "an earlier one"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", earlier.name}
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

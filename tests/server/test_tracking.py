@@ -112,6 +112,18 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, monkeypa
     assert metrics(tmp_path, "update_norm")[1] == [(1, 0.5), (2, 1.0)]
 
 
+def test_a_tracker_that_cannot_begin_is_left_out_and_the_run_goes_on(tmp_path, monkeypatch) -> None:
+    def full(place, run):
+        raise OSError("disk full")
+
+    monkeypatch.setitem(tracking._WRITERS, "tensorboard", full)
+    told: list[str] = []
+    tracked = Tracking(("tensorboard", "mlflow"), tmp_path, "mine", told.append)
+    tracked.rounds([line(1)])
+    assert told == ["run.tracking: tensorboard failed and is left out: disk full"]
+    assert metrics(tmp_path, "update_norm")[1] == [(1, 0.5)]
+
+
 def test_a_run_tracks_itself(tmp_path: Path) -> None:
     path = write_ward(tmp_path / "ward")
     config = load_config(path, ["run.tracking=tensorboard"])
