@@ -31,8 +31,8 @@ class Measuring:
         None without privacy.
     outputs
         Returns the model's outputs for studies.
-    exact
-        Whether what leaves is counted and not noised: then no figure is of too few patients.
+    min_patients
+        Fewest patients that a figure may be of; 0 where noise hides each of them.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Measuring:
         plan: DpPlan | None,
         *,
         outputs: Callable[[StudyTensors], Floats],
-        exact: bool,
+        min_patients: int,
     ) -> None:
         self._data = data
         self._settings = settings
         self._plan = plan
         self._outputs = outputs
-        self._exact = exact
+        self._min_patients = min_patients
         self._measures = measures_of(data.task)
         self._attributes = attributes_of(settings.subgroups, data.task)
 
@@ -81,24 +81,15 @@ class Measuring:
 
     def _counts(self, held_out: HeldOut, parts: Sequence[StudyTensors]) -> NDArray[np.float64]:
         """Return the counts of disjoint parts, then of the groups of the first, without noise."""
-        scored = [(self._finite(part), part.truth, part.known.numpy()) for part in parts]
-        outputs, truth, known = scored[0]
+        read = [(self._finite(part), part.truth, part.known.numpy()) for part in parts]
+        least, noisy = self._min_patients, self._plan is not None
+        scored = [(o, truth, of_enough_patients(known, least)) for o, truth, known in read]
+        outputs, truth, known = read[0]
         features = one_per_patient(self._data.part(held_out.parts[0])).features
-        if self._exact:
-            least = self._data.config.policy.min_patients
-            scored = [(o, t, of_enough_patients(k, least)) for o, t, k in scored]
         for attribute in held_out.attributes:
-            members = attribute.members(features)
-            scored += [(outputs, truth, each) for each in self._known_of(members, known)]
-        noisy = self._plan is not None
+            groups = groups_of_enough_patients(known, attribute.members(features), least)
+            scored += [(outputs, truth, each) for each in groups]
         return held_out.join([self._measures.release(*each, noised=noisy) for each in scored])
-
-    def _known_of(self, members: NDArray[np.bool_], known: Floats) -> Floats:
-        """Return what is counted of each group [G, N, L]."""
-        if not self._exact:
-            return known * members[:, :, None]
-        least = self._data.config.policy.min_patients
-        return groups_of_enough_patients(known, members, least)
 
     def _finite(self, part: StudyTensors) -> Floats:
         outputs = self._outputs(part)

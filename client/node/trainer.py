@@ -124,7 +124,7 @@ class Trainer:
             settings,
             self._plan,
             outputs=self._outputs,
-            exact=self._plan is None and exact is not None,
+            min_patients=data.config.policy.min_patients if self._plan is None and exact else 0,
         )
         self._tensors: dict[int, StudyTensors] = {}
         self._tensors_read: Selection | None = None  # what they were made under
