@@ -237,9 +237,11 @@ _TOLD: dict[grpc.StatusCode, str] = {
         "revoked, or a clock is wrong"
     ),
 }
+_ITS_OWN = "the coordinator's server met an error of its own"
 
 
 def _in_words(error: grpc.RpcError) -> str:
     code: grpc.StatusCode = error.code()
-    told = _TOLD.get(code, "the coordinator refuses: this node's key may not be admitted (yet)")
+    refused = "the coordinator refuses: this node's key may not be admitted (yet)"
+    told = _TOLD.get(code, _ITS_OWN if code == grpc.StatusCode.INTERNAL else refused)
     return f"{told} ({code.name}: {error.details()})"

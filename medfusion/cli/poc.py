@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from medfusion.config import RunConfig
     from medfusion.federation.kit import ServerKit
     from medfusion.supervision.supervisor import Program
-    from server.deployment.runs import RunState
+    from server.deployment.flower import Flower
+    from server.deployment.runs import Runs, RunState
 
 _HOSPITALS, _PATIENTS = 3, 600
 _DEFAULTS = (  # what runs in a minute or two on two cores
@@ -33,6 +34,7 @@ _DEFAULTS = (  # what runs in a minute or two on two cores
 )
 _CONNECT_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 300.0  # while the server, if it was killed, is started again
 
 
 def poc(
@@ -177,10 +179,24 @@ def _run(kit: "ServerKit", config: "RunConfig", hospitals: int) -> "RunState":
         _await(online, "not all hospitals connected", _CONNECT_SECONDS)
     name = runs.submit(config)
     with console.status("") as shown:
-        while (state := runs.state(name, flower.runs())).status in ("running", "crashed"):
+        while (state := _state(runs, name, flower)).status in ("running", "crashed"):
             shown.update(f"run {name}: round {state.round} of {state.rounds}")
             time.sleep(_LOOK_SECONDS)
     return state
+
+
+def _state(runs: "Runs", name: str, flower: "Flower") -> "RunState":
+    """Return how a run is; a server that was killed or is busy is asked again for a while."""
+    from medfusion.errors import FederationError
+
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            return runs.state(name, flower.runs())
+        except FederationError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)
 
 
 def _await(ready: Callable[[], bool], otherwise: str, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The programs of a coordinator's server."""
 
 import ipaddress
+import sys
 from pathlib import Path
 
 from medfusion.federation.kit import ServerKit
@@ -24,7 +25,7 @@ def server_programs(kit: ServerKit, flower: Flower, state: Path, *, bind: str) -
     """
     host = f"[{bind}]" if ":" in bind else bind
     link = (
-        program("flower-superlink"),
+        *(sys.executable, "-P", "-m", "server.deployment.superlink"),
         *("--ssl-certfile", str(kit.server_certificate), "--ssl-keyfile", str(kit.server_key)),
         *("--ssl-ca-certfile", str(kit.ca), "--enable-supernode-auth"),
         *("--database", str(state / "superlink.db"), "--isolation", "process"),

@@ -23,7 +23,7 @@ HOSPITALS = 3
 ROLES = (
     ("link", r"client\.link"),
     ("Node", r"client\.node\.service"),
-    ("superlink", r"flower-superlink"),
+    ("superlink", r"deployment\.superlink"),
     ("superexec", r"flower-superexec"),
     ("coordinator's app", r"flwr-serverapp"),
     ("supervisors", r"medfusion\.cli (site|server) start"),

@@ -115,7 +115,7 @@ class FaultyFederation(LoopbackFederation):
             "node": f"client.node.service\0{self.cohort / 'sites' / site}\0",
             "site": f"site\0start\0{self.kits / 'sites' / site}\0",
             "server": f"server\0start\0{self.server_kit}\0",
-            "superlink": "flower-superlink\0",
+            "superlink": "server.deployment.superlink\0",
             "superexec": "flower-superexec\0",
             "serverapp": "flwr-serverapp\0",
         }

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
 
 Inject = Callable[[FaultyFederation, str], None]
 _CUT_SECONDS = 90
+_LOCKED_SECONDS = 15  # three times Flower's own patience
 _FROZEN_SECONDS = 60  # three times the kits' patience: the site counts as gone
 
 
@@ -157,6 +159,18 @@ def _full_spool(federation: FaultyFederation, run: str) -> None:
         )
 
 
+def _lock_database(federation: FaultyFederation, run: str) -> None:
+    """Let nobody else write to the SuperLink's database for a while, as a slow disk does."""
+    _middle("link", federation, run)
+    database = sqlite3.connect(federation.server_kit / "state" / "superlink.db", timeout=60)
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        subprocess.run(["sleep", str(_LOCKED_SECONDS)], check=True)
+    finally:
+        database.rollback()
+        database.close()
+
+
 def _put_back(federation: FaultyFederation, run: str) -> None:
     """Send a reply again that was taken already."""
     spool = federation.spool()
@@ -202,6 +216,7 @@ FAULTS = (
         if not why_not()
         else []
     ),
+    Fault("locked-database", "middle", _lock_database),
     Fault("lost-message", "middle", _silence),
     Fault("freeze-link-60s", "middle", _freeze),
     Fault("corrupt-reply", "middle", _GARBAGE),

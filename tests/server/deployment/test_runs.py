@@ -131,6 +131,24 @@ def test_an_app_that_is_killed_in_one_round_again_and_again_fails(runs, flower):
     assert "lost 3 times in this round" in state.why
 
 
+RAISED = "ServerApp failed with exception: "
+
+
+def test_an_app_that_met_an_error_of_the_server_goes_on(runs, flower):
+    told = f"{RAISED}Server error '500 Internal Server Error' for url 'https://localhost/v1'"
+    flower.told[100] = {"status": "finished:failed", "status-details": told}
+    assert runs.state("ward-1", flower.runs()).status == "crashed"
+    assert runs.resume_crashed() == ["ward-1"]
+
+
+def test_an_app_that_raised_stays_failed(runs, flower):
+    told = f"{RAISED}expected 3 sites, found 2"
+    flower.told[100] = {"status": "finished:failed", "status-details": told}
+    state = runs.state("ward-1", flower.runs())
+    assert (state.status, state.why) == ("failed", "expected 3 sites, found 2")
+    assert runs.resume_crashed() == []
+
+
 def test_a_damaged_run_keeps_no_other_from_going_on(runs, flower, tmp_path):
     runs.submit(load_config(tmp_path / "ward" / "config.toml", ["run.name=other"]))
     for number in flower.told:
