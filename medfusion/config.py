@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from medfusion.data.selection_options import SelectionOptions
+from medfusion.data.task import Kind
 from medfusion.errors import ConfigError
 from medfusion.evaluation.calibrators import Method
 from medfusion.models.options import WITH_INIT, MedFusionNetOptions, ModelOptions
@@ -85,6 +86,24 @@ class EvaluationOptions(Options):
     sensitivity: float = Field(default=0.9, gt=0, lt=1)
     coverage: float = Field(default=0.9, gt=0, lt=1)
     subgroups: tuple[str, ...] = ()
+
+    def check(self, kind: Kind) -> None:
+        """Raise `ConfigError` if an option is set that does nothing for a kind of task."""
+        for key in _IDLE_OF_KIND.get(kind, ()):
+            value, unset = getattr(self, key), type(self).model_fields[key].default
+            if value != unset:
+                raise ConfigError(
+                    f"evaluation.{key} = {value!r} does nothing for a task of kind {kind!r}; "
+                    f"expected it unset, or {unset!r}"
+                )
+
+
+# A regression tells a number, whose probability is not calibrated; of classes the likeliest is
+# told, at no threshold.
+_IDLE_OF_KIND: dict[Kind, tuple[str, ...]] = {
+    "regression": ("calibration", "sensitivity", "coverage"),
+    "multiclass": ("sensitivity",),
+}
 
 
 class ServerOptions(Options):

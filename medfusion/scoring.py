@@ -26,6 +26,7 @@ from medfusion.data.thresholds import (
 )
 from medfusion.errors import DataError
 from medfusion.evaluation.calibrated_figures import calibrated_figures
+from medfusion.evaluation.decision_curve import decision_curve_json
 from medfusion.evaluation.drift import missing_modality_drift, score_drift
 from medfusion.evaluation.kinds import measures_of
 from medfusion.evaluation.metrics import check_logits, counts_at_scores
@@ -126,13 +127,18 @@ def drift_warnings(saved: SavedModel, studies: Studies, outputs: NDArray[Any]) -
 def calibrated(saved: SavedModel, scores: Scores) -> dict[str, Any]:
     """Return what a model's calibration is worth on scored studies, under ``calibration``.
 
-    Nothing where there is no calibration. The figures are `calibrated_figures`.
+    Nothing where there is no calibration. The figures are `calibrated_figures`, and for each label
+    the ``decision_curve`` of its calibrated probability.
     """
     calibration, logits = saved.calibration, measures_of(saved.task).scores(scores.logits)
     if calibration is None or logits is None:
         return {}
     labels = scores.labels[:, : logits.shape[1]]
-    figures = calibrated_figures(calibration, *counts_at_scores(logits, labels, scores.known))
+    counts, at = counts_at_scores(logits, labels, scores.known)
+    figures = calibrated_figures(calibration, counts, at)
+    for name, count, score in zip(figures["labels"], counts, at, strict=True):
+        told = calibration.labels[name].probabilities(score)
+        figures["labels"][name]["decision_curve"] = decision_curve_json(count, told)
     kept = {"method": calibration.method, "wanted_coverage": calibration.coverage}
     return {"calibration": kept | figures}
 

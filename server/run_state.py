@@ -98,7 +98,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
     Raises
     ------
     ConfigError
-        If the loss or the subgroups do not go with the task.
+        If the loss, the subgroups or another option of ``[evaluation]`` do not go with the task.
     """
     parts: dict[str, Any] = {
         "seed": config.run.seed,
@@ -118,6 +118,7 @@ def run_settings(config: RunConfig, task: Task) -> RunSettings:
     }
     loss_of(task, config.training.loss)
     attributes_of(config.evaluation.subgroups, task)
+    config.evaluation.check(task.task.kind)
     draft = RunSettings(run_id=config.run.name, **parts)
     # What the coordinator does with the replies decides what it asks next, or what it evaluates.
     ours: dict[str, Any] = {"strategy": config.strategy.model_dump(), "ema": config.server.ema}

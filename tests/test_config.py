@@ -183,3 +183,27 @@ def test_strategies_that_suit_the_steps_are_read(path):
     momentum = ("strategy.name=fednova", "training.optimizer=sgd", "training.momentum=0.9")
     assert load_config(path, momentum).strategy.site_rule == "none"
     assert load_config(path, ["strategy.name=feddyn"]).strategy.site_rule == "feddyn"
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("regression", "calibration = 'isotonic'"),
+        ("regression", "sensitivity = 0.8"),
+        ("regression", "coverage = 0.8"),
+        ("multiclass", "sensitivity = 0.8"),
+    ],
+)
+def test_options_of_evaluation_that_do_nothing_for_a_kind_of_task_are_refused(path, kind, option):
+    path.write_text(f"{CONFIG}\n[evaluation]\n{option}\n")
+    options = load_config(path).evaluation
+    options.check("multilabel")
+    key = option.partition(" ")[0]
+    with pytest.raises(ConfigError, match=rf"evaluation\.{key} = .* kind '{kind}'; expected it un"):
+        options.check(kind)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass", "regression", "detection"])
+def test_the_defaults_of_evaluation_go_with_every_kind_of_task(path, kind):
+    path.write_text(config_text(load_config(path)))  # as a run folder keeps them
+    load_config(path).evaluation.check(kind)

@@ -93,6 +93,10 @@ def test_evaluate_measures_the_calibration_on_raw_scores(run, ward):
     for key in ("coverage", "sensitivity", "specificity"):
         assert 0 <= found["labels"]["ill"][key] <= 1
     assert "coverage" in call("evaluate", out / "model", site)
+    plain = json.loads(call("evaluate", out / "model", site, "--json"))["labels"]["ill"]
+    curve = found["labels"]["ill"]["decision_curve"]
+    assert curve["all"] == plain["decision_curve"]["all"]
+    assert curve["model"] != plain["decision_curve"]["model"]
     (out / "model" / "calibration.json").rename(out / "aside.json")
     assert "calibration" not in json.loads(call("evaluate", out / "model", site, "--json"))
     (out / "aside.json").rename(out / "model" / "calibration.json")

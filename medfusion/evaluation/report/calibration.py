@@ -38,12 +38,17 @@ def _probabilities_in_words(run: Run, found: Calibration, test: Mapping[str, Any
     if found.method == "none":
         return "Probabilities are the model's own: nothing was calibrated."
     noised = ", which carry privacy noise," if run.noise else ""
+    kept = [name for name, label in found.labels.items() if label.calibrator is None]
+    why = f"it has too few calibration patients of a class{' for the noise' if noised else ''}"
+    if len(kept) == len(found.labels):
+        return f"Probabilities are the model's own: of each label, {why}."
+    own = f" The probability of {', '.join(kept)} is the model's own: {why}." if kept else ""
     return (
         f"After training, probabilities were calibrated {_METHODS[found.method]}, from the "
         f"score histograms{noised} of calibration patients of all hospitals, who took part in "
         "neither training nor test. On test patients the calibration error went from "
         f"{score(test.get('ece_before'))} to {score(test.get('ece_after'))}, the Brier score from "
-        f"{score(test.get('brier_before'))} to {score(test.get('brier_after'))}."
+        f"{score(test.get('brier_before'))} to {score(test.get('brier_after'))}.{own}"
     )
 
 

@@ -242,13 +242,13 @@ def _reliability(title: str, curves: list[Curve], where: str) -> Figure:
 def decision_curves(run: Run) -> Figure:
     """Return each label's net benefit beyond that of acting on all or on nobody."""
     assert run.counts is not None
-    probabilities = sigmoid(bin_centres(run.counts.shape[-1]))
+    logits = bin_centres(run.counts.shape[-1])
     both = (run.counts.sum(axis=-1) > 0).all(axis=-1)
     curves = [Curve(points=np.array([[0.0, 0.0], [1.0, 0.0]]), color=MUTED, dash="3 4")]
     for turn, row in enumerate(np.flatnonzero(both)[:_MOST]):
         counts = run.counts[row]
         default = np.maximum(net_benefit_of_all(counts), 0.0)
-        gain = net_benefit(counts, probabilities) - default
+        gain = net_benefit(counts, _told(run, run.labels[row], logits)) - default
         curves.append(curve(run.labels[row], THRESHOLDS.tolist(), gain.tolist(), 1 + turn))
     gains = np.concatenate([one.points[:, 1] for one in curves])
     pad = 0.01 + 0.05 * float(np.ptp(gains))
@@ -264,6 +264,13 @@ def decision_curves(run: Run) -> Figure:
         "Above 0 the model is of more use than acting on everybody and than acting on nobody "
         "(Vickers and Elkin 2006).",
     )
+
+
+def _told(run: Run, label: str, logits: FloatArray) -> FloatArray:
+    """Return the probabilities that hospitals are told: calibrated ones, if there are any."""
+    if run.calibration is None:
+        return sigmoid(logits)
+    return run.calibration.labels[label].probabilities(logits)
 
 
 def spending(budgets: Sequence[Budget]) -> Figure | None:

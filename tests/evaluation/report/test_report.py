@@ -13,6 +13,7 @@ from finished_run import LABELS, TASK
 from jinja2 import UndefinedError
 
 from medfusion.errors import DataError
+from medfusion.evaluation.decision_curve import net_benefit, net_benefit_of_all
 from medfusion.evaluation.intervals import auroc_interval
 from medfusion.evaluation.metrics import metrics_from_counts, reliability, sigmoid
 from medfusion.evaluation.report import figures, wording
@@ -375,6 +376,14 @@ def test_calibration_is_told_where_there_is_one(make_run: MakeRun) -> None:
     assert shown[2:4] == ["102", decided]
     assert shown[4:] == ["0.110", "0.020", "0.910", "0.420", "0.850", "1.200"]
     assert page.row("in_icu", "31")[4:] == [wording.DASH] * 6
+    assert "is the model's own" not in page.text
+    run, plain = read_run(folder), sigmoid(bin_centres(256))
+    assert run.calibration is not None
+    told = run.calibration.labels["went_icu"].probabilities(bin_centres(256))
+    drawn = figures.decision_curves(run).curves[1].points[:, 1]
+    everybody = np.maximum(net_benefit_of_all(run.counts[0]), 0.0)
+    np.testing.assert_allclose(drawn, net_benefit(run.counts[0], told) - everybody)
+    assert not np.allclose(drawn, net_benefit(run.counts[0], plain) - everybody)
     assert page.row("italy", "0.750") == ["italy", "0.750", "1.500", "0.700", *[wording.DASH] * 2]
     assert hashlib.sha256(path.read_bytes()).hexdigest() in page.text
     path.write_text(json.dumps(CALIBRATION | {"exclusive": True}))
@@ -390,6 +399,20 @@ def test_calibration_is_told_where_there_is_one(make_run: MakeRun) -> None:
     path.write_text('{"schema": 1, "method": "platt"}')
     with pytest.raises(DataError, match=r"calibration\.json: .*exclusive"):
         build_report(folder)
+
+
+def test_a_report_says_when_no_label_could_be_calibrated(make_run: MakeRun) -> None:
+    folder = make_run(private=False)
+    path, labels = folder / "model" / "calibration.json", dict(CALIBRATION["labels"])
+    labels["in_icu"] = labels["in_icu"] | {"calibrator": None}
+    path.write_text(json.dumps(CALIBRATION | {"labels": labels}))
+    text = Page(build_report(folder)).text
+    assert "The probability of in_icu is the model's own: it has too few" in text
+    labels = {name: label | {"calibrator": None} for name, label in labels.items()}
+    path.write_text(json.dumps(CALIBRATION | {"labels": labels}))
+    text = Page(build_report(folder)).text
+    assert "Probabilities are the model's own: of each label, it has too few" in text
+    assert "the calibration error went from" not in text
 
 
 def test_reliability_after_is_that_of_the_calibrated_probabilities(make_run: MakeRun) -> None:
