@@ -6,12 +6,13 @@ at a hospital the link (`client.link`) calls the Node behind its Unix socket.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+
+from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
 
 Handler = Callable[[str, RecordDict], RecordDict]
 
@@ -36,7 +37,7 @@ def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
 
 
 def node_at(socket: str, *, patience: float = 60.0) -> Handler:
-    """Return a handler that calls the Node behind a Unix socket.
+    """Return a handler that calls the Node behind a Unix socket; what is packed stays so.
 
     A Node that is not there within ``patience`` seconds, or ends during the call, is a
     `ConnectionError`: the coordinator is told and decides, rather than waiting for an old
@@ -44,15 +45,17 @@ def node_at(socket: str, *, patience: float = 60.0) -> Handler:
     """
 
     def call(kind: str, content: RecordDict) -> RecordDict:
-        request = recorddict_to_proto(content).SerializeToString()
+        whole = packed(content)
+        request = to_bytes(content) if whole is None else whole
         with grpc.insecure_channel(f"unix:{socket}", options=_UNLIMITED) as channel:
             try:
                 grpc.channel_ready_future(channel).result(timeout=patience)
-                answer: bytes = channel.unary_unary(f"/medfusion.Node/{kind}")(request)
+                method: Any = channel.unary_unary(f"/medfusion.Node/{kind}")
+                answer: bytes = method(request)
             except grpc.FutureTimeoutError:
                 raise ConnectionError("no Node listens at this site's socket") from None
             except grpc.RpcError as error:
                 raise ConnectionError(f"the Node did not answer: {error.details()}") from None
-        return recorddict_from_proto(RecordDictProto.FromString(answer))
+        return from_bytes(answer) if whole is None else pack(answer)
 
     return call

@@ -22,6 +22,7 @@ from server.admitted import FILE_NAME as REGISTERED
 from server.admitted import Admitted
 from server.checkpoint import CheckpointStore
 from server.federated_calibration import federated_calibration
+from server.packed_grid import PackedGrid
 from server.progress import RunProgress
 from server.prompt_pulls import pull_promptly
 from server.receipts import FILE_NAME, Receipts
@@ -45,6 +46,7 @@ def main(grid: Grid, context: Context) -> None:
         _run(grid, context, folder)
         return
     pull_promptly()
+    grid = PackedGrid(grid)
     with working_on(folder, context.run_id):
         if not (folder / SUMMARY).exists():  # else another app has finished it meanwhile
             _run(grid, context, folder)

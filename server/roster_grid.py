@@ -7,17 +7,16 @@ node that left in between; they would also draw a node that no roll call has che
 import time
 from collections.abc import Callable, Iterable
 
-from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from medfusion.errors import FederationError
+from server.passing_grid import PassingGrid
 from server.roster import Roster
 
 _PAUSE_SECONDS = 1.0
 
 
-class RosterGrid(Grid):
+class RosterGrid(PassingGrid):
     """Passes everything on to ``grid``, except which nodes there are.
 
     Make one for each call of a strategy: the nodes it has named stay the same ones, so that the
@@ -42,7 +41,7 @@ class RosterGrid(Grid):
         timeout: float,
         look: Callable[[], None] = lambda: None,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._look = look
         self._roster = roster
         self._quorum = quorum
@@ -77,37 +76,3 @@ class RosterGrid(Grid):
                     "same command resumes it"
                 )
             time.sleep(min(_PAUSE_SECONDS, left))
-
-    def set_run(self, run: Run) -> None:
-        """Pass on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of the real grid."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Pass on."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass on."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Pass on."""
-        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -8,7 +8,6 @@ import logging
 import time
 
 from flwr.app import RecordDict
-from flwr.common.serde import recorddict_to_proto
 
 from client.node.approvals import Approvals
 from client.node.audit_log import AuditLog
@@ -19,6 +18,7 @@ from medfusion.errors import AuditLogError, FederationError, MedFusionError, Wai
 from medfusion.federation.authority import Authority
 from medfusion.federation.versions import own_version
 from medfusion.privacy.run_plan import run_plan
+from medfusion.transport.packing import to_bytes
 from medfusion.transport.requests import Received, RunSettings
 
 log = logging.getLogger("medfusion.node")
@@ -97,7 +97,7 @@ class Admission:
 
         Size and digest are those that the ledger keeps, without the receipt beside the reply.
         """
-        data: bytes = recorddict_to_proto(reply).SerializeToString()
+        data = to_bytes(reply)
         if request.request.settings is None and not self._unasked.takes_one():
             raise FederationError(f"{kind}: asked more than {_HOURLY} times in an hour; wait")
         details = {

@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Callable
 
 from flwr.app import RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from medfusion.data.site import PolicyOptions
 from medfusion.privacy.ledger import Ledger
 from medfusion.privacy.plan import DpPlan
 from medfusion.privacy.plan_costs import PlanCosts, ReleaseKind
 from medfusion.privacy.renyi_filter import Gate
+from medfusion.transport.packing import from_bytes, to_bytes
 from medfusion.transport.requests import RunSettings
 
 
@@ -55,10 +54,7 @@ class PaidReleases:
         FederationError
             If the plan pays for no further release, or the round had a different one.
         """
-
-        def serialised() -> bytes:
-            data: bytes = recorddict_to_proto(compute()).SerializeToString()
-            return data
-
-        data = self._ledger.release(self._reservation, kind, number, content, serialised)
-        return recorddict_from_proto(RecordDictProto.FromString(data))
+        data = self._ledger.release(
+            self._reservation, kind, number, content, lambda: to_bytes(compute())
+        )
+        return from_bytes(data)

@@ -29,8 +29,6 @@ from pathlib import Path
 import grpc
 import torch
 from flwr.app import RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from client.node.node import Node
 from client.node.state import NodeState
@@ -42,6 +40,7 @@ from medfusion.federation.kit import SiteKit, check_version
 from medfusion.federation.versions import own_version
 from medfusion.logs import log_to_stderr
 from medfusion.privacy.ledger_witness import default_witnesses
+from medfusion.transport.packing import from_bytes, to_bytes
 from medfusion.transport.requests import read_error
 
 log = logging.getLogger("medfusion.service")
@@ -86,7 +85,7 @@ class NodeService(grpc.GenericRpcHandler):
     def _answer(self, kind: str, data: bytes, context: grpc.ServicerContext) -> bytes:
         start = time.monotonic()
         try:
-            content = recorddict_from_proto(RecordDictProto.FromString(data))
+            content = from_bytes(data)
         except Exception:  # whatever a damaged message leads to
             log.warning("%r: refused %d bytes that are no RecordDict", kind, len(data))
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a serialised RecordDict")
@@ -94,7 +93,7 @@ class NodeService(grpc.GenericRpcHandler):
             reply = self._handle(kind, content)
         if error := read_error(reply):
             log.warning("%r failed: %s", kind, error)
-        answer: bytes = recorddict_to_proto(reply).SerializeToString()
+        answer = to_bytes(reply)
         seconds = time.monotonic() - start
         log.info("%r: %d bytes in, %d out, %.2f s", kind, len(data), len(answer), seconds)
         return answer

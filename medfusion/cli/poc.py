@@ -1,5 +1,6 @@
 """``medfusion poc``: a whole deployment on one machine, from kits to the report."""
 
+import os
 import signal
 import socket
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,9 +66,11 @@ def poc(
     sites = _site_folders(loaded)
     kit = _provision(out.resolve(), loaded, list(sites))
     programs = [_program("server", "server", "start", str(kit.folder))]
+    threads = _threads(len(sites))
     for name, folder in sites.items():
         site_kit = str(out.resolve() / "kits" / "sites" / name)
-        programs.append(_program(name, "site", "start", site_kit, "--site", str(folder)))
+        program = _program(name, "site", "start", site_kit, "--site", str(folder))
+        programs.append(replace(program, environment=threads))
     with _running(programs, kit.folder, out / "logs"):
         state = _run(kit, loaded, len(sites))
     _finish(state, kit, out)
@@ -124,6 +128,15 @@ def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerK
     return ServerKit.read(kits / "server")
 
 
+def _threads(sites: int) -> dict[str, str]:
+    """Share the cores out among hospitals that are not alone on their machine.
+
+    PyTorch's threads wait for each other busily: three hospitals with two threads each, on two
+    cores, took twelve times as long as with one each.
+    """
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // sites))}
+
+
 def _free_ports() -> tuple[int, int]:
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
@@ -140,8 +153,6 @@ def _program(name: str, *arguments: str) -> "Program":
 @contextmanager
 def _running(programs: "Sequence[Program]", folder: Path, logs: Path) -> Iterator[None]:
     """Keep programs running, their output in a file each; leave none behind."""
-    from dataclasses import replace
-
     from medfusion.supervision.supervisor import Supervisor
 
     logs.mkdir()

@@ -24,6 +24,7 @@ from client.app import Handler, node_at
 from client.node.service import NodeService, run, start_service
 from medfusion.data.cohorts.synthetic import write_cohort
 from medfusion.errors import ConfigError, DataError, FederationError, UsageError
+from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
 from medfusion.transport.requests import (
     Request,
     error_reply,
@@ -69,6 +70,13 @@ def test_a_request_of_any_size_reaches_the_node_and_comes_back(serve: Serve) -> 
     reply = serve(echo)("train", content)
     assert reply.config_records["kind"]["kind"] == "train"
     np.testing.assert_array_equal(reply.array_records["arrays"]["w"].numpy(), weights)
+
+
+def test_what_is_asked_packed_is_answered_packed(serve: Serve) -> None:
+    content = RecordDict({"config": ConfigRecord({"number": 3})})
+    answer = packed(serve(echo)("train", pack(to_bytes(content))))
+    assert answer is not None
+    assert from_bytes(answer) == echo("train", content)
 
 
 def test_an_error_of_the_node_arrives_as_a_reply(

@@ -19,6 +19,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.supercore.task_identity import TaskIdentity
 
 from medfusion.data.site_data import load_site_data
+from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
 from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
 
 Inject = Callable[[FaultyFederation, str], None]
@@ -112,13 +113,15 @@ def _forge(change: Callable[[np.ndarray], np.ndarray], fed: FaultyFederation, ru
         assert isinstance(message, Message)
         TaskIdentity.run_id = message.metadata.run_id
         TaskIdentity.node_id, TaskIdentity.task_id = message.metadata.dst_node_id, 0
-        arrays = message.content.array_records[ARRAYS]
+        request = from_bytes(packed(message.content) or b"")
+        arrays = request.array_records[ARRAYS]
         changed = {name: Array(change(array.numpy())) for name, array in arrays.items()}
         patients = load_site_data(fed.cohort / "sites" / SITE).patients_public
         content = RecordDict(
             {ARRAYS: ArrayRecord(changed), METRICS: MetricRecord({WEIGHT_KEY: patients})}
         )
-        found: bytes = message_to_proto(Message(content, reply_to=message)).SerializeToString()
+        reply = Message(pack(to_bytes(content)), reply_to=message)
+        found: bytes = message_to_proto(reply).SerializeToString()
         return found
 
     _put_reply(forged, fed, run)

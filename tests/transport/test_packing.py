@@ -1,0 +1,45 @@
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
+
+from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
+
+_NAMES = st.text(min_size=1, max_size=8)
+_WHOLE = st.integers(-(2**63), 2**63 - 1)
+_REAL = st.floats(allow_nan=False)
+_RECORDS = st.one_of(
+    st.dictionaries(
+        _NAMES, st.one_of(_WHOLE, _REAL, st.text(), st.binary(), st.booleans(), st.lists(_WHOLE))
+    ).map(ConfigRecord),
+    st.dictionaries(_NAMES, st.one_of(_WHOLE, _REAL)).map(MetricRecord),
+    st.dictionaries(
+        _NAMES, arrays(scalar_dtypes(), array_shapes(max_dims=2, max_side=3)).map(Array)
+    ).map(ArrayRecord),
+)
+_CONTENTS = st.dictionaries(_NAMES, _RECORDS, max_size=4).map(RecordDict)
+
+
+@given(_CONTENTS)
+def test_any_content_comes_out_as_it_went_in(content: RecordDict) -> None:
+    data = packed(pack(to_bytes(content)))
+    assert data is not None
+    assert from_bytes(data) == content
+
+
+@given(_CONTENTS)
+def test_content_that_was_not_packed_is_not_taken_for_packed(content: RecordDict) -> None:
+    assert packed(content) is None
+
+
+def test_a_record_of_the_same_name_is_not_taken_for_packed() -> None:
+    content = RecordDict({"packed": ArrayRecord({"packed": Array(np.zeros(3))})})
+    assert packed(content) is None
+
+
+def test_a_model_of_many_arrays_travels_as_one_object_for_each_part() -> None:
+    model = ArrayRecord({str(k): Array(np.zeros(100_000, np.float32)) for k in range(30)})
+    content = pack(to_bytes(RecordDict({"arrays": model})))  # 12 MB: three parts
+    assert len(get_all_nested_objects(content)) == 6
