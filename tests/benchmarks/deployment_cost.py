@@ -57,16 +57,14 @@ def main() -> None:
 
 
 def imported(folder: Path) -> Path:
-    """Import the set, keep the largest hospitals; return its config."""
-    if not folder.exists():
-        source = Path(os.environ["MEDFUSION_DATA"]) / "covid_chestxray"
-        command = ["cohort", "import", "covid-chestxray", str(source), str(folder)]
-        subprocess.run([sys.executable, "-m", "medfusion.cli", *command], check=True)
-        sites = sorted((folder / "sites").iterdir(), key=patients)
-        for small in sites[:-HOSPITALS]:
-            shutil.rmtree(small)
-    for state in (folder / "state").glob("*"):  # of an earlier call: these are scratch copies
-        shutil.rmtree(state)
+    """Import the set anew, keep the largest hospitals; return its config."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, whose budget is spent
+    source = Path(os.environ["MEDFUSION_DATA"]) / "covid_chestxray"
+    command = ["cohort", "import", "covid-chestxray", str(source), str(folder)]
+    subprocess.run([sys.executable, "-m", "medfusion.cli", *command], check=True)
+    sites = sorted((folder / "sites").iterdir(), key=patients)
+    for small in sites[:-HOSPITALS]:
+        shutil.rmtree(small)
     return folder / "config.toml"
 
 

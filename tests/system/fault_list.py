@@ -143,19 +143,22 @@ def _put_reply(make: Callable[[bytes], bytes], federation: FaultyFederation, run
 
 
 @contextmanager
-def _full(folder: Path) -> Iterator[None]:
-    """Let a folder's file system be a full one; needs root."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder], check=True)
+def _full(folder: Path, process: int) -> Iterator[None]:
+    """Let a folder's file system be a full one where a process sees it; needs root."""
+    inside = ("nsenter", f"--target={process}", "--mount")  # a network namespace has mounts as well
+    mount = ("mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder)
+    subprocess.run([*inside, *mount], check=True)
     try:
-        (folder / "ballast").write_bytes(bytes(4096))
+        seen = Path(f"/proc/{process}/root") / folder.relative_to("/")
+        (seen / "ballast").write_bytes(bytes(4096))
         yield
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        subprocess.run([*inside, "umount", "-l", folder], check=True)
 
 
 def _full_spool(federation: FaultyFederation, run: str) -> None:
     _middle("link", federation, run)
-    with _full(federation.spool()):
+    with _full(federation.spool(), federation.pid_of("link")):
         federation.await_(
             "complaint about the spool",
             lambda: "the spool cannot be written" in federation.processes.log(SITE),
