@@ -38,12 +38,12 @@ class Options(BaseModel):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a missing file, bad syntax or bad encoding becomes a `ConfigError`."""
+    """Read a TOML file; one that is missing, unreadable or no TOML becomes a `ConfigError`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:  # a folder, a name that is too long, no permission
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
@@ -51,6 +51,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except ValueError:  # of the path, which may come from another file
+        raise ConfigError(f"{str(path)!r}: a path cannot hold a zero byte") from None
 
 
 def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
