@@ -6,13 +6,14 @@ at a hospital the link (`client.link`) calls the Node behind its Unix socket.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
+from medfusion.transport.packing import answer_as_asked, from_bytes, pack, packed, to_bytes
 
 Handler = Callable[[str, RecordDict], RecordDict]
 
@@ -25,7 +26,8 @@ def relay_app(handler_for: Callable[[Context], Handler]) -> ClientApp:
 
     def register(decorator: Callable[..., object], kind: str) -> None:
         def serve(message: Message, context: Context) -> Message:
-            return Message(handler_for(context)(kind, message.content), reply_to=message)
+            answer = partial(handler_for(context), kind)
+            return Message(answer_as_asked(answer, message.content), reply_to=message)
 
         decorator(serve)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKING = ROOT / "medfusion" / "transport" / "packing.py"
 FORBIDDEN = {
     "medfusion": {"server", "client", "medfusion.cli"},
     "server": {"client", "medfusion.cli"},
@@ -37,7 +38,8 @@ def test_packages_keep_apart(package):
                 assert not name.startswith(other + "."), f"{path} imports {name}"
 
 
-def test_the_relay_imports_only_flower_and_grpc():
-    names = imported(ROOT / "client" / "app.py")
-    allowed = ("flwr", "grpc", "collections")
-    assert all(name.split(".")[0] in allowed for name in names), names
+def test_the_relay_imports_only_flower_grpc_and_how_messages_are_packed():
+    names = imported(ROOT / "client" / "app.py") | imported(PACKING)
+    allowed = ("flwr", "grpc", "collections", "functools", "typing")
+    ours = "medfusion.transport.packing"
+    assert all(name.split(".")[0] in allowed or name.startswith(ours) for name in names), names

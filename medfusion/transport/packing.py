@@ -7,6 +7,8 @@ of a deployment's messages travels as one array of bytes, the serialised RecordD
 cuts into parts of 5 MiB that a broken line need not send again.
 """
 
+from collections.abc import Callable
+
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
@@ -37,3 +39,9 @@ def packed(content: RecordDict) -> bytes | None:
     record = content.array_records.get(_PACKED)
     array = None if record is None else record.get(_PACKED)
     return array.data if array is not None and array.stype == _FORM else None
+
+
+def answer_as_asked(answer: Callable[[RecordDict], RecordDict], content: RecordDict) -> RecordDict:
+    """Answer content; what is asked packed is answered packed."""
+    data = packed(content)
+    return answer(content) if data is None else pack(to_bytes(answer(from_bytes(data))))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 
-from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
+from medfusion.transport.packing import answer_as_asked, from_bytes, pack, packed, to_bytes
 
 _NAMES = st.text(min_size=1, max_size=8)
 _WHOLE = st.integers(-(2**63), 2**63 - 1)
@@ -43,3 +43,14 @@ def test_a_model_of_many_arrays_travels_as_one_object_for_each_part() -> None:
     model = ArrayRecord({str(k): Array(np.zeros(100_000, np.float32)) for k in range(30)})
     content = pack(to_bytes(RecordDict({"arrays": model})))  # 12 MB: three parts
     assert len(get_all_nested_objects(content)) == 6
+
+
+@given(_CONTENTS)
+def test_what_is_asked_packed_is_answered_packed_and_what_is_not_is_not(content):
+    def answer(asked: RecordDict) -> RecordDict:
+        return RecordDict({"asked": ConfigRecord({"content": to_bytes(asked)})})
+
+    assert answer_as_asked(answer, content) == answer(content)
+    told = packed(answer_as_asked(answer, pack(to_bytes(content))))
+    assert told is not None
+    assert from_bytes(told) == answer(content)
