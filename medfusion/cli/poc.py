@@ -131,8 +131,7 @@ def _provision(out: Path, config: "RunConfig", sites: Sequence[str]) -> "ServerK
 def _threads(sites: int) -> dict[str, str]:
     """Share the cores out among hospitals that are not alone on their machine.
 
-    PyTorch's threads wait for each other busily: three hospitals with two threads each, on two
-    cores, took twelve times as long as with one each.
+    Each would start as many threads as there are cores.
     """
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // sites))}
 
