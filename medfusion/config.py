@@ -12,7 +12,7 @@ from medfusion.data.task import Kind
 from medfusion.errors import ConfigError
 from medfusion.evaluation.calibrators import Method
 from medfusion.models.options import WITH_INIT, MedFusionNetOptions, ModelOptions
-from medfusion.options import FileSchema, Options, read_toml
+from medfusion.options import FileSchema, Options, asked, read_toml
 from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
 from medfusion.toml_text import to_toml
@@ -89,13 +89,12 @@ class EvaluationOptions(Options):
 
     def check(self, kind: Kind) -> None:
         """Raise `ConfigError` if an option is set that does nothing for a kind of task."""
-        for key in _IDLE_OF_KIND.get(kind, ()):
+        for key in asked(self, *_IDLE_OF_KIND.get(kind, ())):
             value, unset = getattr(self, key), type(self).model_fields[key].default
-            if value != unset:
-                raise ConfigError(
-                    f"evaluation.{key} = {value!r} does nothing for a task of kind {kind!r}; "
-                    f"expected it unset, or {unset!r}"
-                )
+            raise ConfigError(
+                f"evaluation.{key} = {value!r} does nothing for a task of kind {kind!r}; "
+                f"expected it unset, or {unset!r}"
+            )
 
 
 # A regression tells a number, whose probability is not calibrated; of classes the likeliest is

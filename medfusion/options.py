@@ -37,6 +37,15 @@ class Options(BaseModel):
             raise ConfigError(f"{where}: " + "; ".join(lines)) from None
 
 
+def asked(options: Options, *keys: str) -> list[str]:
+    """Return which of ``keys`` have another than their usual value.
+
+    A resolved config names every key: what has its usual value was not asked for.
+    """
+    usual = type(options).model_fields
+    return [key for key in keys if getattr(options, key) != usual[key].default]
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; one that is missing, unreadable or no TOML becomes a `ConfigError`."""
     try:

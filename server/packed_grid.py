@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from flwr.app import Message
 
-from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
+from medfusion.transport.packing import pack, to_bytes, unpacked
 from server.passing_grid import PassingGrid
 
 log = logging.getLogger("medfusion.server")
@@ -15,11 +15,15 @@ class PackedGrid(PassingGrid):
     """Packs what is pushed and unpacks what is pulled.
 
     A reply that cannot be unpacked is passed on as it came: whoever reads it refuses it, by the
-    name of its site.
+    name of its site. Where nobody reads what a reply holds, as after a delivery, it counts.
     """
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pack and push; what goes to several nodes is packed once."""
+        """Pack and push; content that messages share is packed once.
+
+        Receipts (`server.receipts`) give each site's message content of its own: such messages are
+        as many packed models at a time.
+        """
         messages = list(messages)
         contents = {id(message.content): message.content for message in messages}
         packs = {key: pack(to_bytes(content)) for key, content in contents.items()}
@@ -42,10 +46,9 @@ class PackedGrid(PassingGrid):
 
 
 def _unpacked(message: Message) -> Message:
-    data = packed(message.content) if message.has_content() else None
-    if data is not None:
+    if message.has_content():
         try:
-            message.content = from_bytes(data)
+            message.content = unpacked(message.content)
         except Exception as error:  # bytes from outside can break a reader in any way
             log.warning("a reply that is packed wrongly (%s)", type(error).__name__)
     return message

@@ -77,7 +77,7 @@ class Link:
 
         So it is when the coordinator lost its database: it knows nothing of the run.
         """
-        if error.code() in _TOLD or not (self.busy or self._spool.claimed):
+        if error.code() in _NOT_OF_THE_MESSAGE or not (self.busy or self._spool.claimed):
             self._refusals = 0
             return
         self._refusals += 1
@@ -236,12 +236,16 @@ _TOLD: dict[grpc.StatusCode, str] = {
         "the coordinator does not take this node's signature: its key was not admitted or was "
         "revoked, or a clock is wrong"
     ),
+    grpc.StatusCode.INTERNAL: "the coordinator's server met an error of its own",
 }
-_ITS_OWN = "the coordinator's server met an error of its own"
+_NOT_OF_THE_MESSAGE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNAUTHENTICATED,
+)
 
 
 def _in_words(error: grpc.RpcError) -> str:
     code: grpc.StatusCode = error.code()
-    refused = "the coordinator refuses: this node's key may not be admitted (yet)"
-    told = _TOLD.get(code, _ITS_OWN if code == grpc.StatusCode.INTERNAL else refused)
+    told = _TOLD.get(code, "the coordinator refuses: this node's key may not be admitted (yet)")
     return f"{told} ({code.name}: {error.details()})"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from medfusion.config import RunConfig
     from medfusion.federation.kit import ServerKit
     from medfusion.supervision.supervisor import Program
-    from server.deployment.flower import Flower
-    from server.deployment.runs import Runs, RunState
+    from server.deployment.runs import RunState
+
+_Seen = TypeVar("_Seen")
 
 _HOSPITALS, _PATIENTS = 3, 600
 _DEFAULTS = (  # what runs in a minute or two on two cores
@@ -36,6 +37,7 @@ _DEFAULTS = (  # what runs in a minute or two on two cores
 )
 _CONNECT_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
+_GOING_ON = ("running", "crashed")  # one that crashed is started again by the server
 _ANSWER_SECONDS = 300.0  # while the server, if it was killed, is started again
 
 
@@ -188,37 +190,29 @@ def _run(kit: "ServerKit", config: "RunConfig", hospitals: int) -> "RunState":
     with console.status("waiting for the hospitals to connect"):
         _await(online, "not all hospitals connected", _CONNECT_SECONDS)
     name = runs.submit(config)
+
+    def state_now() -> "RunState":
+        return runs.state(name, flower.runs())
+
+    silent = "the server did not say how the run is"
     with console.status("") as shown:
-        while (state := _state(runs, name, flower)).status in ("running", "crashed"):
+        while (state := _await(state_now, silent, _ANSWER_SECONDS)).status in _GOING_ON:
             shown.update(f"run {name}: round {state.round} of {state.rounds}")
             time.sleep(_LOOK_SECONDS)
     return state
 
 
-def _state(runs: "Runs", name: str, flower: "Flower") -> "RunState":
-    """Return how a run is; a server that was killed or is busy is asked again for a while."""
-    from medfusion.errors import FederationError
-
-    deadline = time.monotonic() + _ANSWER_SECONDS
-    while True:
-        try:
-            return runs.state(name, flower.runs())
-        except FederationError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_LOOK_SECONDS)
-
-
-def _await(ready: Callable[[], bool], otherwise: str, seconds: float) -> None:
+def _await(look: Callable[[], _Seen], otherwise: str, seconds: float) -> _Seen:
+    """Look until there is something to see; return it."""
     from medfusion.errors import FederationError
 
     deadline = time.monotonic() + seconds
     told = ""
     while time.monotonic() < deadline:
         try:
-            if ready():
-                return
-        except FederationError as error:  # the server starts
+            if seen := look():
+                return seen
+        except FederationError as error:  # the server starts, or is busy
             told = f": {error}"
         time.sleep(_LOOK_SECONDS)
     raise FederationError(f"{otherwise} within {seconds:.0f} s{told}; see the logs")

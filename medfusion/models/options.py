@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from medfusion.options import Options
+from medfusion.options import Options, asked
 
 Modality = Literal["image", "tabular", "text"]
 Fusion3d = Literal["none", "sum", "concat", "gated"]
@@ -37,15 +37,6 @@ class TextOptions(Options):
     encoder: str = Field(default="tiny", min_length=1)
     freeze: bool = True
     pooling: Literal["tokens", "mean"] = "tokens"
-
-
-def asked(options: Options, *keys: str) -> list[str]:
-    """Return which of ``keys`` have another than their usual value.
-
-    A resolved config names every key: what has its usual value was not asked for.
-    """
-    usual = type(options).model_fields
-    return [key for key in keys if getattr(options, key) != usual[key].default]
 
 
 class GeneratingOptions(Options):

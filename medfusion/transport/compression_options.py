@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfusion.options import Options
+from medfusion.options import Options, asked
 
 Level = Literal["none", "bfloat16", "int8", "int4", "topk"]
 
@@ -41,9 +41,7 @@ class CodecOptions(Options):
 
     @model_validator(mode="after")
     def _nothing_is_idle(self) -> Self:
-        # A resolved config names every key: what has its usual value was not asked for.
-        usual = type(self).model_fields["fraction"].default
-        if self.fraction != usual and self.level != "topk":
+        if asked(self, "fraction") and self.level != "topk":
             raise ValueError(
                 f"fraction = {self.fraction} is what level 'topk' sends: expected level = 'topk', "
                 "or no fraction"

@@ -41,7 +41,13 @@ def packed(content: RecordDict) -> bytes | None:
     return array.data if array is not None and array.stype == _FORM else None
 
 
+def unpacked(content: RecordDict) -> RecordDict:
+    """Return what was packed, or content as it is if it is not; raises as `from_bytes` does."""
+    data = packed(content)
+    return content if data is None else from_bytes(data)
+
+
 def answer_as_asked(answer: Callable[[RecordDict], RecordDict], content: RecordDict) -> RecordDict:
     """Answer content; what is asked packed is answered packed."""
-    data = packed(content)
-    return answer(content) if data is None else pack(to_bytes(answer(from_bytes(data))))
+    reply = answer(unpacked(content))
+    return reply if packed(content) is None else pack(to_bytes(reply))

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -11,7 +10,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from medfusion.evaluation.score_histograms import BINS
-from medfusion.transport.packing import answer_as_asked, from_bytes, packed
+from medfusion.transport.packing import unpacked
 from medfusion.transport.requests import (
     ARRAYS,
     CONFIG,
@@ -93,12 +92,10 @@ class FakeGrid(Grid):
             identifiers.append(identifier := str(self._sent))
             message.metadata.__dict__["_message_id"] = identifier
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
-            data = packed(message.content)
-            asked = message.content if data is None else from_bytes(data)
+            asked = unpacked(message.content)
             self.before(kind, int(asked[CONFIG].get(ROUND_KEY, 0)))
             if node in self.sites and node not in self.silent:
-                answer = partial(self.sites[node].answer, kind)
-                content = answer_as_asked(answer, message.content)
+                content = self.sites[node].answer(kind, asked)
                 self._replies[identifier] = Message(content, reply_to=message)
         return identifiers
 

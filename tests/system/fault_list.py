@@ -19,7 +19,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.supercore.task_identity import TaskIdentity
 
 from medfusion.data.site_data import load_site_data
-from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
+from medfusion.transport.packing import pack, to_bytes, unpacked
 from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
 
 Inject = Callable[[FaultyFederation, str], None]
@@ -113,8 +113,7 @@ def _forge(change: Callable[[np.ndarray], np.ndarray], fed: FaultyFederation, ru
         assert isinstance(message, Message)
         TaskIdentity.run_id = message.metadata.run_id
         TaskIdentity.node_id, TaskIdentity.task_id = message.metadata.dst_node_id, 0
-        request = from_bytes(packed(message.content) or b"")
-        arrays = request.array_records[ARRAYS]
+        arrays = unpacked(message.content).array_records[ARRAYS]
         changed = {name: Array(change(array.numpy())) for name, array in arrays.items()}
         patients = load_site_data(fed.cohort / "sites" / SITE).patients_public
         content = RecordDict(

@@ -21,8 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from flwr.app import Message
-from flwr.common.serde import message_to_proto, recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.common.serde import message_to_proto
 from kits import write_kits
 from node_asker import NodeAsker
 from replies import make_reply
@@ -37,6 +36,7 @@ from medfusion.federation.authority import Authority
 from medfusion.federation.kit import SiteKit
 from medfusion.federation.signatures import SigningKey
 from medfusion.transport.arrays import from_record
+from medfusion.transport.packing import from_bytes, to_bytes
 from medfusion.transport.requests import (
     CONFIG,
     REQUEST_KEY,
@@ -180,22 +180,21 @@ class Fuzz:
     def _content(self) -> bytes:
         content = request_content(self._request, self._asker.record)
         content[CONFIG][ROUND_KEY] = 1
-        data: bytes = recorddict_to_proto(content).SerializeToString()
-        return data
+        return to_bytes(content)
 
     def _ask_json(self) -> None:
         content = request_content(self._request, self._asker.record)
         data = self._mutated_json(json.loads(str(content[CONFIG][REQUEST_KEY])))
         content[CONFIG][REQUEST_KEY] = json.dumps(data)
         content[CONFIG][ROUND_KEY] = self.chance.choice([0, 1, 2, -1, 2**40, "x", 1.5])
-        self._ask(recorddict_to_proto(content).SerializeToString())
+        self._ask(to_bytes(content))
 
     def _ask(self, data: bytes) -> None:
         kinds = ["describe", "select", "train", "evaluate", "deliver", "other"]
         charges = self._asker.node._ledger.book.charges
         before = len(charges)
         answer = self._service._answer(self.chance.choice(kinds), data, Context())  # type: ignore[arg-type]
-        error = read_error(recorddict_from_proto(RecordDictProto.FromString(answer)))
+        error = read_error(from_bytes(answer))
         if error is not None:
             if len(charges) != before:
                 self.report.wrong[f"refused and charged: {error}"] += 1
@@ -208,9 +207,9 @@ class Fuzz:
         _ = self._spool.claimed, self._spool.message, self._spool.reply
 
     def _check_reply(self) -> None:
-        data = recorddict_to_proto(self._reply.content).SerializeToString()
+        data = to_bytes(self._reply.content)
         try:
-            content = recorddict_from_proto(RecordDictProto.FromString(self._mutated(data)))
+            content = from_bytes(self._mutated(data))
         except Exception:  # Flower's own reading
             raise Refused("no RecordDict") from None
 

@@ -211,7 +211,7 @@ def calibrated_reliability(run: Run) -> Figure | None:
     if run.counts is None or run.calibration is None or run.calibration.method == "none":
         return None
     logits = bin_centres(run.counts.shape[-1])
-    told = [run.calibration.labels[label].probabilities(logits) for label in run.labels]
+    told = [_told(run, label, logits) for label in run.labels]
     after, risks = np.concatenate(run.counts, axis=1), np.concatenate(told)
     curves = [
         reliability_curve("before", run.counts.sum(axis=0), sigmoid(logits), 1, sized=False),
