@@ -9,7 +9,8 @@ from flwr.supercore import sql_mixin
 from flwr.supercore.constant import SQLITE_PRAGMAS
 
 # Less than what callers wait for an answer (30 s): a reply that is given out to a caller who has
-# gone is lost.
+# gone is lost. It holds for one transaction; a call that waits for several may take longer, and
+# then it is `server.silence` that asks the site again.
 _LOCK_SECONDS = 25
 
 
