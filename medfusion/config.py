@@ -91,6 +91,8 @@ class EvaluationOptions(Options):
         """Raise `ConfigError` if an option is set that does nothing for a kind of task."""
         for key in asked(self, *_IDLE_OF_KIND.get(kind, ())):
             value, unset = getattr(self, key), type(self).model_fields[key].default
+            if value == "none":  # which is what happens
+                continue
             raise ConfigError(
                 f"evaluation.{key} = {value!r} does nothing for a task of kind {kind!r}; "
                 f"expected it unset, or {unset!r}"

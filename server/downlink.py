@@ -23,11 +23,9 @@ References
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from numpy.typing import NDArray
 
 from medfusion.randomness import stream
 from medfusion.transport.arrays import from_record, state_sha256
@@ -41,10 +39,13 @@ _LOST, _BASE, _PACKED = "lost", "base", "packed/"
 
 @dataclass(frozen=True)
 class _Step:
-    """The arrays that lead to the model from the one before, which ``base`` names."""
+    """The arrays that lead to the model from the one before, which ``base`` names.
+
+    One record of them, for all messages that carry it: it is serialised once.
+    """
 
     base: str
-    arrays: dict[str, NDArray[Any]]
+    arrays: ArrayRecord
     lost: Floats
 
 
@@ -84,7 +85,8 @@ class Downlink:
         if self.options.error_feedback and self._step is not None:
             update = update + self._step.lost
         sent = self._codec.send(update, stream(self.seed, self.run_id, "downlink", number))
-        self._step = _Step(self._sha256, sent.arrays, sent.lost)
+        step = ArrayRecord({name: Array(array) for name, array in sent.arrays.items()})
+        self._step = _Step(self._sha256, step, sent.lost)
         self._begin(moved_by(self.model, sent.read))
         return self.model
 
@@ -100,8 +102,7 @@ class Downlink:
     def _for(self, name: str, message: Message) -> Message:
         if name in self._holders or self._step is None:
             return self._telling(message, None)
-        arrays = ArrayRecord({n: Array(array) for n, array in self._step.arrays.items()})
-        return self._telling(message, arrays, base=self._step.base)
+        return self._telling(message, self._step.arrays, base=self._step.base)
 
     def whole(self, message: Message) -> Message | None:
         """Return what to send a site that holds no model which a message goes on from.
@@ -141,16 +142,15 @@ class Downlink:
             return None
         base = np.frombuffer(bytes.fromhex(self._step.base), np.uint8)
         kept = {_PACKED + name: array for name, array in self._step.arrays.items()}
-        kept |= {_LOST: self._step.lost, _BASE: base}
-        return ArrayRecord({name: Array(array) for name, array in kept.items()})
+        return ArrayRecord(kept | {_LOST: Array(self._step.lost), _BASE: Array(base)})
 
     def resume(self, model: ArrayRecord, state: ArrayRecord | None) -> None:
         """Go on from a checkpoint's model and what `state` returned for it."""
         if state is not None:
-            kept = {name: array.numpy() for name, array in state.items()}
-            lost, base = kept.pop(_LOST), kept.pop(_BASE).tobytes().hex()
+            kept = dict(state.items())
+            lost, base = kept.pop(_LOST).numpy(), kept.pop(_BASE).numpy().tobytes().hex()
             arrays = {name.removeprefix(_PACKED): array for name, array in kept.items()}
-            self._step = _Step(base, arrays, lost)
+            self._step = _Step(base, ArrayRecord(arrays), lost)
         self._begin(model)
 
 

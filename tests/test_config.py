@@ -203,6 +203,11 @@ def test_options_of_evaluation_that_do_nothing_for_a_kind_of_task_are_refused(pa
         options.check(kind)
 
 
+def test_nothing_is_calibrated_in_a_regression_and_its_options_may_say_so(path):
+    path.write_text(f"{CONFIG}\n[evaluation]\ncalibration = 'none'\n")
+    load_config(path).evaluation.check("regression")
+
+
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass", "regression", "detection"])
 def test_the_defaults_of_evaluation_go_with_every_kind_of_task(path, kind):
     path.write_text(config_text(load_config(path)))  # as a run folder keeps them

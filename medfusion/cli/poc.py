@@ -183,34 +183,34 @@ def _run(kit: "ServerKit", config: "RunConfig", hospitals: int) -> "RunState":
     flower = flower_of(kit)
     runs = Runs(kit, flower)
 
-    def online() -> bool:
+    def online() -> bool | None:
         sites = status_of(kit)["sites"]
-        return [site["status"] for site in sites] == ["online"] * hospitals
+        return [site["status"] for site in sites] == ["online"] * hospitals or None
 
     with console.status("waiting for the hospitals to connect"):
         _await(online, "not all hospitals connected", _CONNECT_SECONDS)
     name = runs.submit(config)
 
     def state_now() -> "RunState":
-        return runs.state(name, flower.runs())
+        return runs.state(name, _await(flower.runs, silent, _ANSWER_SECONDS))
 
     silent = "the server did not say how the run is"
     with console.status("") as shown:
-        while (state := _await(state_now, silent, _ANSWER_SECONDS)).status in _GOING_ON:
+        while (state := state_now()).status in _GOING_ON:
             shown.update(f"run {name}: round {state.round} of {state.rounds}")
             time.sleep(_LOOK_SECONDS)
     return state
 
 
-def _await(look: Callable[[], _Seen], otherwise: str, seconds: float) -> _Seen:
-    """Look until there is something to see; return it."""
+def _await(look: Callable[[], _Seen | None], otherwise: str, seconds: float) -> _Seen:
+    """Look until there is something to see; return it. What the server cannot say yet is not."""
     from medfusion.errors import FederationError
 
     deadline = time.monotonic() + seconds
     told = ""
     while time.monotonic() < deadline:
         try:
-            if seen := look():
+            if (seen := look()) is not None:
                 return seen
         except FederationError as error:  # the server starts, or is busy
             told = f": {error}"

@@ -3,8 +3,9 @@
 Flower keeps each array of a message, and each part of one, as an object of its own, which costs a
 call and a write to the SuperLink's database to send, and as much to fetch: rounds of a small
 MedFusionNet (some 250 arrays) took over 90 s in which its sites trained for 3 to 7. So the content
-of a deployment's messages travels as one array of bytes, the serialised RecordDict, which Flower
-cuts into parts of 5 MiB that a broken line need not send again.
+of a deployment's messages travels as one array of bytes, the serialised RecordDict, or as a few
+that are it when joined; Flower cuts them into pieces of 5 MiB, which a broken line need not send
+again, and keeps an array that several messages hold once.
 """
 
 from collections.abc import Callable
@@ -28,17 +29,32 @@ def from_bytes(data: bytes) -> RecordDict:
     return recorddict_from_proto(RecordDictProto.FromString(data))
 
 
+def part(content: RecordDict) -> Array:
+    """Return content as one array, for `joined`."""
+    return _array(to_bytes(content))
+
+
+def joined(*parts: Array) -> RecordDict:
+    """Return content that holds nothing but other content, given in parts of other records.
+
+    Serialised RecordDicts one behind the other are that of all their records: a protocol buffer's
+    repeated field.
+    """
+    arrays = {str(number): array for number, array in enumerate(parts)}
+    return RecordDict({_PACKED: ArrayRecord(arrays)})
+
+
 def pack(data: bytes) -> RecordDict:
     """Return content that holds nothing but other, serialised content."""
-    array = Array(dtype="uint8", shape=(len(data),), stype=_FORM, data=data)
-    return RecordDict({_PACKED: ArrayRecord({_PACKED: array})})
+    return joined(_array(data))
 
 
 def packed(content: RecordDict) -> bytes | None:
-    """Return what was given to `pack`; None if content is not packed."""
+    """Return what was given to `pack`, or in parts to `joined`; None if content is not packed."""
     record = content.array_records.get(_PACKED)
-    array = None if record is None else record.get(_PACKED)
-    return array.data if array is not None and array.stype == _FORM else None
+    if not record or any(array.stype != _FORM for array in record.values()):
+        return None
+    return b"".join(array.data for array in record.values())
 
 
 def unpacked(content: RecordDict) -> RecordDict:
@@ -51,3 +67,7 @@ def answer_as_asked(answer: Callable[[RecordDict], RecordDict], content: RecordD
     """Answer content; what is asked packed is answered packed."""
     reply = answer(unpacked(content))
     return reply if packed(content) is None else pack(to_bytes(reply))
+
+
+def _array(data: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype=_FORM, data=data)

@@ -34,7 +34,8 @@ _RECORD = "run.json"
 _ALIVE = ("pending", "starting", "running")
 # What Flower says of an app that raised; all else that fails was killed, or lost its machine.
 _RAISED = "ServerApp failed with exception"
-_SERVER_ERROR = "Server error '5"  # of the SuperLink, not of the app that met it
+# What the app met was an error of the SuperLink. Only this far: what follows may be a site's words.
+_SERVER_ERROR = f"{_RAISED}: Server error '5"
 _MOST_CRASHES = 3  # in a row without a new round
 
 
@@ -159,7 +160,7 @@ class Runs:
             why = "it was killed"
         elif run.get("status") in _ALIVE:
             return RunState(name, "running", done, rounds)
-        if why.startswith(_RAISED) and _SERVER_ERROR not in why:
+        if why.startswith(_RAISED) and not why.startswith(_SERVER_ERROR):
             why = why.removeprefix(_RAISED).strip(": ")
             return RunState(name, "failed", done, rounds, why)
         if record["crashes"].get(str(done), 0) >= _MOST_CRASHES:

@@ -8,10 +8,9 @@ a backup keeps busy is slower than that.
 from flwr.supercore import sql_mixin
 from flwr.supercore.constant import SQLITE_PRAGMAS
 
-# Less than what callers wait for an answer (30 s): a reply that is given out to a caller who has
-# gone is lost. It holds for one transaction; a call that waits for several may take longer, and
-# then it is `server.silence` that asks the site again.
-_LOCK_SECONDS = 25
+# For each write: a call makes up to three, and has to end before whoever asked stops waiting, after
+# 30 s. A reply that is given out to a caller who has gone would be lost.
+_LOCK_SECONDS = 9
 
 
 def wait_for_locks() -> None:

@@ -1,25 +1,30 @@
-import logging
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
-from medfusion.transport.packing import from_bytes, pack, packed, to_bytes
+from medfusion.transport.packing import pack, to_bytes, unpacked
+from server.exchange import error_of
 from server.packed_grid import PackedGrid
 
-CONTENT = RecordDict({"arrays": ArrayRecord({"w": Array(np.arange(3.0))})})
+MODEL = ArrayRecord({"w": Array(np.arange(300_000.0))})
+CONTENT = RecordDict({"arrays": MODEL, "config": ConfigRecord({"number": 7})})
 
 
 class Wire:
-    """Keeps what is pushed; gives out ``replies``."""
+    """Keeps what is pushed, a list for each call; gives out ``replies``."""
 
     def __init__(self):
-        self.pushed, self.replies = [], []
+        self.pushes, self.replies = [], []
+
+    @property
+    def pushed(self):
+        return [message for push in self.pushes for message in push]
 
     def push_messages(self, messages):
-        self.pushed += messages
-        return [str(k) for k, _ in enumerate(messages)]
+        self.pushes.append(list(messages))
+        return [str(len(self.pushes))]
 
     def pull_messages(self, message_ids):
         return self.replies
@@ -36,13 +41,29 @@ def test_messages_travel_packed_to_the_nodes_they_are_for(wire):
     other = RecordDict({"config": ConfigRecord({"number": 7})})
     messages = [Message(CONTENT, node, "train", ttl=60.0, group_id="3") for node in (5, 6)]
     messages.append(Message(other, 7, "query.describe"))
-    assert PackedGrid(wire).push_messages(messages) == ["0", "1", "2"]
+    assert PackedGrid(wire).push_messages(messages) == ["1", "2", "3"]
     assert [message.metadata.dst_node_id for message in wire.pushed] == [5, 6, 7]
-    assert [from_bytes(packed(m.content)) for m in wire.pushed] == [CONTENT, CONTENT, other]
+    assert [unpacked(message.content) for message in wire.pushed] == [CONTENT, CONTENT, other]
     head = wire.pushed[0].metadata
     assert (head.message_type, head.ttl, head.group_id) == ("train", 60.0, "3")
-    assert wire.pushed[0].content is wire.pushed[1].content  # packed once
     assert messages[0].content is CONTENT  # to be sent again, if it is lost
+
+
+def test_one_model_travels_once_however_many_messages_hold_it_beside_what_is_their_own(wire):
+    own = [RecordDict({**CONTENT, "receipt": ConfigRecord({"count": k})}) for k in range(4)]
+    PackedGrid(wire).push_messages([Message(content, k, "train") for k, content in enumerate(own)])
+    assert [unpacked(message.content) for message in wire.pushed] == own
+    objects = {}
+    for message in wire.pushed:
+        objects |= get_all_nested_objects(message.content)
+    size = sum(len(found.deflate()) for found in objects.values())
+    assert size < 1.1 * len(to_bytes(CONTENT))
+
+
+def test_messages_go_out_one_after_the_other(wire):
+    """A packed model that is a message's own is not held until all others are packed."""
+    PackedGrid(wire).push_messages([Message(CONTENT, node, "train") for node in (5, 6)])
+    assert [len(push) for push in wire.pushes] == [1, 1]
 
 
 def test_replies_come_out_as_the_sites_made_them(wire):
@@ -58,9 +79,17 @@ def test_replies_come_out_as_the_sites_made_them(wire):
     assert third.error.reason == "gone"
 
 
-def test_a_reply_that_is_packed_wrongly_is_left_to_whoever_refuses_it(wire, caplog):
-    caplog.set_level(logging.WARNING)
-    wire.replies = [Message(pack(b"\xff\xff"), reply_to=Message(CONTENT, 5, "train"))]
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (pack(b"\xff\xff"), "its reply cannot be unpacked"),
+        (pack(to_bytes(pack(to_bytes(CONTENT)))), "its reply is packed twice"),
+    ],
+)
+def test_a_reply_that_is_packed_wrongly_counts_as_failed_wherever_nobody_reads_it(
+    wire, content, told
+):
+    wire.replies = [Message(content, reply_to=Message(CONTENT, 5, "query.deliver"))]
     (reply,) = PackedGrid(wire).pull_messages(["m"])
-    assert packed(reply.content) == b"\xff\xff"
-    assert "packed wrongly" in caplog.text
+    error = error_of("ward", reply, lambda name, reply: None)
+    assert str(error) == told

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 
-from medfusion.transport.packing import answer_as_asked, from_bytes, pack, packed, to_bytes
+from medfusion.transport.packing import (
+    answer_as_asked,
+    from_bytes,
+    joined,
+    pack,
+    packed,
+    part,
+    to_bytes,
+    unpacked,
+)
 
 _NAMES = st.text(min_size=1, max_size=8)
 _WHOLE = st.integers(-(2**63), 2**63 - 1)
@@ -27,6 +36,16 @@ def test_any_content_comes_out_as_it_went_in(content: RecordDict) -> None:
     data = packed(pack(to_bytes(content)))
     assert data is not None
     assert from_bytes(data) == content
+
+
+@given(_CONTENTS, st.data())
+def test_content_in_parts_comes_out_whole(content: RecordDict, data: st.DataObject) -> None:
+    first = data.draw(st.sets(st.sampled_from(list(content)))) if content else set()
+    parts = [
+        RecordDict({name: record for name, record in content.items() if (name in first) == here})
+        for here in (True, False)
+    ]
+    assert unpacked(joined(*map(part, parts))) == content
 
 
 @given(_CONTENTS)

@@ -149,6 +149,13 @@ def test_an_app_that_raised_stays_failed(runs, flower):
     assert runs.resume_crashed() == []
 
 
+def test_a_site_cannot_have_a_failed_run_started_again_by_its_words(runs, flower):
+    told = f"{RAISED}expected 3 sites, found 2; ward_1: {RAISED}Server error '500 Internal'"
+    flower.told[100] = {"status": "finished:failed", "status-details": told}
+    assert runs.state("ward-1", flower.runs()).status == "failed"
+    assert runs.resume_crashed() == []
+
+
 def test_a_damaged_run_keeps_no_other_from_going_on(runs, flower, tmp_path):
     runs.submit(load_config(tmp_path / "ward" / "config.toml", ["run.name=other"]))
     for number in flower.told:
