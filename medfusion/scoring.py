@@ -128,7 +128,7 @@ def calibrated(saved: SavedModel, scores: Scores) -> dict[str, Any]:
     """Return what a model's calibration is worth on scored studies, under ``calibration``.
 
     Nothing where there is no calibration. The figures are `calibrated_figures`, and for each label
-    the ``decision_curve`` of its calibrated probability.
+    the ``decision_curve`` of the probability that `predict` tells.
     """
     calibration, logits = saved.calibration, measures_of(saved.task).scores(scores.logits)
     if calibration is None or logits is None:
@@ -136,9 +136,9 @@ def calibrated(saved: SavedModel, scores: Scores) -> dict[str, Any]:
     labels = scores.labels[:, : logits.shape[1]]
     counts, at = counts_at_scores(logits, labels, scores.known)
     figures = calibrated_figures(calibration, counts, at)
-    for name, count, score in zip(figures["labels"], counts, at, strict=True):
-        told = calibration.labels[name].probabilities(score)
-        figures["labels"][name]["decision_curve"] = decision_curve_json(count, told)
+    counts, told = counts_at_scores(calibration.read(logits).probabilities, labels, scores.known)
+    for figure, count, probability in zip(figures["labels"].values(), counts, told, strict=True):
+        figure["decision_curve"] = decision_curve_json(count, probability)
     kept = {"method": calibration.method, "wanted_coverage": calibration.coverage}
     return {"calibration": kept | figures}
 

@@ -6,16 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
-import typer
+from command_line import call, simulated
 from kinds_cohort import write_kind
 from node_asker import NodeAsker
 from sklearn.metrics import roc_auc_score
 from tabular_cohort import write_ward
-from typer.testing import CliRunner
 
-from medfusion.cli.evaluate import evaluate
-from medfusion.cli.predict import predict
-from medfusion.cli.simulate import simulate
 from medfusion.data.site_data import load_site_data
 from medfusion.data.split import CALIBRATION, TEST
 from medfusion.data.thresholds import first_study_per_patient
@@ -25,23 +21,7 @@ from medfusion.models.saved import load_model
 from medfusion.scoring import apply_model, study_tensors
 from medfusion.transport.requests import read_error
 
-app = typer.Typer(pretty_exceptions_enable=False)
-for command in (simulate, evaluate, predict):
-    app.command()(command)
-
 torch.set_num_threads(1)
-
-
-def call(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result.output
-
-
-def simulated(config, out, *sets: str) -> dict:
-    options = [option for setting in sets for option in ("--set", setting)]
-    call("simulate", config, "--out", out, *options)
-    return json.loads((out / "summary.json").read_text())
 
 
 def rows_of(model, site, out) -> list[dict[str, str]]:
@@ -191,6 +171,20 @@ def test_classes_are_calibrated_and_numbers_are_not(tmp_path, kind):
         assert sum(told) == pytest.approx(1, abs=1e-4)
         assert row["decision"] == names[int(np.argmax(told))]
         assert set(row["set"].split("+")) <= {*names, "none"}
+    found = json.loads(call("evaluate", tmp_path / "run" / "model", site, "--json"))
+    with (site / "studies.csv").open(encoding="utf-8", newline="") as file:
+        truth = {row["study_id"]: row["state"] for row in csv.DictReader(file)}
+    part = load_site_data(site).part(TEST)
+    tested = [row for row in rows if row["study_id"] in part.study_ids and truth[row["study_id"]]]
+    for name in names:
+        curve = found["calibration"]["labels"][name]["decision_curve"]
+        for threshold, gain in zip(curve["thresholds"], curve["model"], strict=True):
+            expected = 0.0
+            for row in tested:
+                if float(row[f"{name}_probability"]) >= threshold:
+                    hit = truth[row["study_id"]] == name
+                    expected += 1.0 if hit else -threshold / (1 - threshold)
+            assert gain == pytest.approx(expected / len(tested), abs=1e-9)
 
 
 def test_a_hospital_s_copy_brings_its_calibration(run, ward, tmp_path):

@@ -5,34 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-import typer
 from boxes_cohort import write_boxes
-from typer.testing import CliRunner
+from command_line import call, simulated, tried
 
-from medfusion.cli.compare import compare
-from medfusion.cli.evaluate import evaluate
-from medfusion.cli.simulate import simulate
 from medfusion.data.check import check_site
 from medfusion.errors import ConfigError
 from medfusion.evaluation.detection_metrics import FIGURES
 
-app = typer.Typer(pretty_exceptions_enable=False)
-for command in (simulate, evaluate, compare):
-    app.command()(command)
-
 torch.set_num_threads(1)
-
-
-def call(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result.output
-
-
-def simulated(config, out, *settings: str) -> dict:
-    options = [option for setting in settings for option in ("--set", setting)]
-    call("simulate", config, "--out", out, *options)
-    return json.loads((out / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +79,6 @@ def test_the_four_rows_of_the_ablation_are_settings(cohort, tmp_path):
 )
 def test_what_does_not_go_with_boxes_is_refused(cohort, tmp_path, setting, expected):
     arguments = ["simulate", str(cohort), "--out", str(tmp_path / "run"), "--set", setting]
-    result = CliRunner().invoke(app, arguments)
+    result = tried(*arguments)
     assert isinstance(result.exception, ConfigError)
     assert expected in str(result.exception)

@@ -5,35 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-import typer
+from command_line import call, simulated, tried
 from kinds_cohort import write_kind
-from typer.testing import CliRunner
 
-from medfusion.cli.compare import compare
-from medfusion.cli.evaluate import evaluate
-from medfusion.cli.simulate import simulate
 from medfusion.errors import ConfigError
-
-app = typer.Typer(pretty_exceptions_enable=False)
-for command in (simulate, evaluate, compare):
-    app.command()(command)
 
 torch.set_num_threads(1)
 
 KINDS = ("multiclass", "regression")
 PRIVATE = ("privacy.enabled=true", "privacy.target_epsilon=90", "training.batch_size=64")
-
-
-def call(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result.output
-
-
-def simulated(config, out, *settings: str) -> tuple[dict, str]:
-    options = [option for setting in settings for option in ("--set", setting)]
-    output = call("simulate", config, "--out", out, *options)
-    return json.loads((out / "summary.json").read_text()), output
 
 
 def good(kind: str, figures: dict) -> bool:
@@ -47,7 +27,8 @@ def good(kind: str, figures: dict) -> bool:
 def test_a_federation_learns_it_and_reports_it(kind, tmp_path):
     config = write_kind(tmp_path / "cohort", kind)
     out = tmp_path / "run"
-    summary, output = simulated(config, out)
+    output = call("simulate", config, "--out", out)
+    summary = json.loads((out / "summary.json").read_text())
     assert good(kind, summary)
     page = (out / "report.html").read_text()
     assert json.loads((out / "rounds.jsonl").read_text().splitlines()[-1])["metrics"]
@@ -76,7 +57,7 @@ def test_a_federation_learns_it_and_reports_it(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_private_run_releases_noised_figures_near_the_true_ones(kind, tmp_path):
     config = write_kind(tmp_path / "cohort", kind)
-    summary, _ = simulated(config, tmp_path / "run", *PRIVATE)
+    summary = simulated(config, tmp_path / "run", *PRIVATE)
     assert good(kind, summary)
     released = json.loads((tmp_path / "run" / "histograms.json").read_text())["sites"]["north"]
     assert not np.array_equal(np.round(released), released)
@@ -115,6 +96,6 @@ def test_compare_has_the_figures_of_the_kind(kind, tmp_path):
 def test_a_loss_of_another_kind_is_refused_before_anything_runs(tmp_path):
     config = write_kind(tmp_path / "cohort", "regression")
     arguments = ["simulate", str(config), "--out", str(tmp_path / "run")]
-    result = CliRunner().invoke(app, [*arguments, "--set", "training.loss.name=focal"])
+    result = tried(*arguments, "--set", "training.loss.name=focal")
     assert isinstance(result.exception, ConfigError)
     assert "mse, huber" in str(result.exception)

@@ -6,18 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
-
-from medfusion.cli.compare import compare
-from medfusion.cli.evaluate import evaluate
-from medfusion.cli.simulate import simulate
+from command_line import call
 
 torch.set_num_threads(1)
-app = typer.Typer(pretty_exceptions_enable=False)
-for command in (simulate, evaluate, compare):
-    app.command()(command)
-
 TASK = """
 [task]
 name = "heads"
@@ -78,12 +69,6 @@ def config(tmp_path: Path) -> Path:
     (folder / "task.toml").write_text(TASK)
     (folder / "config.toml").write_text(CONFIG)
     return folder / "config.toml"
-
-
-def call(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result.output
 
 
 def test_a_private_federation_trains_on_volumes_and_its_model_is_evaluated(config, tmp_path):

@@ -17,6 +17,11 @@ _METHODS = {
     "isotonic": "by the best rising curve for each label (Zadrozny and Elkan 2002)",
 }
 
+AGAINST_THE_REST = (
+    "Each class is taken against all others here; the probability that is told is scaled so that "
+    "the classes add up to 1, which a histogram of each class does not show."
+)
+
 
 def calibration_in_words(run: Run) -> list[str]:
     """Say how probabilities, decisions and sets came about and how they fare; empty without."""
@@ -39,10 +44,17 @@ def _probabilities_in_words(run: Run, found: Calibration, test: Mapping[str, Any
         return "Probabilities are the model's own: nothing was calibrated."
     noised = ", which carry privacy noise," if run.noise else ""
     kept = [name for name, label in found.labels.items() if label.calibrator is None]
-    why = f"it has too few calibration patients of a class{' for the noise' if noised else ''}"
+    few = f"too few calibration patients of a class{' for the noise' if noised else ''}"
+    if kept and found.exclusive:
+        return (
+            f"Probabilities are the model's own: there are {few}, and classes are calibrated "
+            "together or not at all."
+        )
     if len(kept) == len(found.labels):
-        return f"Probabilities are the model's own: of each label, {why}."
-    own = f" The probability of {', '.join(kept)} is the model's own: {why}." if kept else ""
+        return f"Probabilities are the model's own: each label has {few}."
+    own = f" The probability of {', '.join(kept)} is the model's own: it has {few}." if kept else ""
+    if found.exclusive:
+        own = f" {AGAINST_THE_REST}"
     return (
         f"After training, probabilities were calibrated {_METHODS[found.method]}, from the "
         f"score histograms{noised} of calibration patients of all hospitals, who took part in "

@@ -11,6 +11,7 @@ from medfusion.evaluation.decision_curve import THRESHOLDS, net_benefit, net_ben
 from medfusion.evaluation.metrics import CALIBRATION_BINS, FloatArray, reliability, sigmoid
 from medfusion.evaluation.operating_points import rates
 from medfusion.evaluation.report.budget import Budget
+from medfusion.evaluation.report.calibration import AGAINST_THE_REST
 from medfusion.evaluation.report.run_folder import Run
 from medfusion.evaluation.report.svg import DASHES, MUTED, PALETTE, Curve, Range, line_chart
 from medfusion.evaluation.report.wording import number
@@ -221,10 +222,11 @@ def calibrated_reliability(run: Run) -> Figure | None:
         "Reliability, all labels, before and after",
         curves,
         "the calibration errors before and after are in the table above",
+        _of_classes(run),
     )
 
 
-def _reliability(title: str, curves: list[Curve], where: str) -> Figure:
+def _reliability(title: str, curves: list[Curve], where: str, note: str = "") -> Figure:
     drawn = (_diagonal("perfect"), *(one for one in curves if len(one.points)))
     return Figure(
         title,
@@ -235,7 +237,7 @@ def _reliability(title: str, curves: list[Curve], where: str) -> Figure:
         _UNIT,
         _UNIT,
         f"Studies in {CALIBRATION_BINS} bins of predicted probability; the larger a dot, the more "
-        "studies. Below the diagonal the model promises too much.",
+        f"studies. Below the diagonal the model promises too much.{note}",
     )
 
 
@@ -262,12 +264,24 @@ def decision_curves(run: Run) -> Figure:
         _UNIT,
         (float(gains.min()) - pad, float(gains.max()) + pad),
         "Above 0 the model is of more use than acting on everybody and than acting on nobody "
-        "(Vickers and Elkin 2006).",
+        f"(Vickers and Elkin 2006).{_of_classes(run)}",
     )
 
 
+def _of_classes(run: Run) -> str:
+    """Say what stands for the calibrated probabilities of classes, of which a study has one."""
+    found = run.calibration
+    if found is None or not found.exclusive:
+        return ""
+    changed = any(label.calibrator is not None for label in found.labels.values())
+    return f" {AGAINST_THE_REST}" if changed else ""
+
+
 def _told(run: Run, label: str, logits: FloatArray) -> FloatArray:
-    """Return the probabilities that hospitals are told: calibrated ones, if there are any."""
+    """Return the probabilities that hospitals are told: calibrated ones, if there are any.
+
+    Those of classes before they are scaled to add up to 1.
+    """
     if run.calibration is None:
         return sigmoid(logits)
     return run.calibration.labels[label].probabilities(logits)

@@ -411,8 +411,24 @@ def test_a_report_says_when_no_label_could_be_calibrated(make_run: MakeRun) -> N
     labels = {name: label | {"calibrator": None} for name, label in labels.items()}
     path.write_text(json.dumps(CALIBRATION | {"labels": labels}))
     text = Page(build_report(folder)).text
-    assert "Probabilities are the model's own: of each label, it has too few" in text
+    assert "Probabilities are the model's own: each label has too few" in text
     assert "the calibration error went from" not in text
+
+
+def test_classes_are_calibrated_together_and_told_scaled(make_run: MakeRun) -> None:
+    folder = make_run(private=False)
+    path, labels = folder / "model" / "calibration.json", dict(CALIBRATION["labels"])
+    scaled = "scaled so that the classes add up to 1"
+    path.write_text(json.dumps(CALIBRATION | {"exclusive": True}))
+    assert Page(build_report(folder)).text.count(scaled) == 3  # words, reliability, decisions
+    labels = {name: label | {"calibrator": None} for name, label in labels.items()}
+    path.write_text(json.dumps(CALIBRATION | {"labels": labels, "exclusive": True}))
+    text = Page(build_report(folder)).text
+    assert "there are too few calibration patients of a class, and classes are calibrated" in text
+    assert "each label has" not in text
+    assert scaled not in text
+    path.write_text(json.dumps(CALIBRATION))
+    assert scaled not in Page(build_report(folder)).text
 
 
 def test_reliability_after_is_that_of_the_calibrated_probabilities(make_run: MakeRun) -> None:
