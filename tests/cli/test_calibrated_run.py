@@ -156,7 +156,7 @@ def test_under_privacy_it_is_fitted_to_what_was_noised(ward, tmp_path):
 
 @pytest.mark.parametrize("kind", ["multiclass", "regression"])
 def test_classes_are_calibrated_and_numbers_are_not(tmp_path, kind):
-    config = write_kind(tmp_path / "cohort", kind)
+    config = write_kind(tmp_path / "cohort", kind, patients=300)
     summary = simulated(config, tmp_path / "run")
     site = config.parent / "sites" / "north"
     rows = rows_of(tmp_path / "run" / "model", site, tmp_path / "out.csv")
@@ -165,13 +165,17 @@ def test_classes_are_calibrated_and_numbers_are_not(tmp_path, kind):
         assert not (tmp_path / "run" / "model" / "calibration.json").exists()
         return
     names = ("well", "ill", "worse")
+    assert summary["calibration"]["ece_after"] != summary["calibration"]["ece_before"]
     assert 0.7 < summary["calibration"]["coverage"] <= 1
-    for row in rows:
+    found = json.loads(call("evaluate", tmp_path / "run" / "model", site, "--json"))
+    (tmp_path / "run" / "model" / "calibration.json").unlink()
+    plain = rows_of(tmp_path / "run" / "model", site, tmp_path / "plain.csv")
+    for row, before in zip(rows, plain, strict=True):
         told = [float(row[f"{name}_probability"]) for name in names]
         assert sum(told) == pytest.approx(1, abs=1e-4)
-        assert row["decision"] == names[int(np.argmax(told))]
+        scores = [float(before[f"{name}_probability"]) for name in names]
+        assert row["decision"] == names[int(np.argmax(scores))]
         assert set(row["set"].split("+")) <= {*names, "none"}
-    found = json.loads(call("evaluate", tmp_path / "run" / "model", site, "--json"))
     with (site / "studies.csv").open(encoding="utf-8", newline="") as file:
         truth = {row["study_id"]: row["state"] for row in csv.DictReader(file)}
     part = load_site_data(site).part(TEST)
