@@ -26,11 +26,11 @@ from server.packed_grid import PackedGrid
 from server.progress import RunProgress
 from server.prompt_pulls import pull_promptly
 from server.receipts import FILE_NAME, Receipts
-from server.results import SUMMARY, model_card, write_results
+from server.results import model_card, write_results
 from server.roster import Roster, call_roll
 from server.rounds import RoundLoop
 from server.run_lock import working_on
-from server.run_state import RunContext, run_settings
+from server.run_state import SUMMARY, RunContext, run_settings
 from server.strategies import build_strategy
 from server.tracking import Tracking, require_trackers
 

@@ -16,9 +16,7 @@ from medfusion.models.saved import OWN_PARTS, save_model
 from medfusion.transport.arrays import from_record
 from server.federated_metrics import federated_metrics
 from server.federated_subgroups import subgroup_figures
-from server.run_state import Outcome, RunContext
-
-SUMMARY = "summary.json"
+from server.run_state import SUMMARY, Outcome, RunContext
 
 
 def model_card(context: RunContext, outcome: Outcome) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from server.exchange import PATIENCE_SECONDS
 from server.receipts import Receipts
 from server.roster import Roster
 
+SUMMARY = "summary.json"  # written last: a run folder that has it is finished
+
 Histograms = dict[str, NDArray[Any]]
 
 

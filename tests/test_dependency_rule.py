@@ -1,6 +1,8 @@
 """The library imports neither app, the apps not each other, and only the CLI imports all three."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,9 @@ def test_the_relay_imports_only_flower_grpc_and_how_messages_are_packed():
     allowed = ("flwr", "grpc", "collections", "functools", "typing")
     ours = "medfusion.transport.packing"
     assert all(name.split(".")[0] in allowed or name.startswith(ours) for name in names), names
+
+
+def test_what_only_supervises_the_coordinator_does_without_pytorch():
+    """It runs as long as the machine: PyTorch would hold some 500 MiB of it for nothing."""
+    code = "import sys, server.deployment.serve; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -23,9 +23,8 @@ from medfusion.federation.signatures import SigningKey
 from medfusion.folder_lock import one_at_a_time
 from medfusion.transport.requests import run_content
 from server.deployment.flower import Flower
-from server.results import SUMMARY
 from server.run_lock import was_killed
-from server.run_state import run_settings
+from server.run_state import SUMMARY, run_settings
 
 log = logging.getLogger("medfusion.server")
 
