@@ -33,8 +33,10 @@ _RECORD = "run.json"
 _ALIVE = ("pending", "starting", "running")
 # What Flower says of an app that raised; all else that fails was killed, or lost its machine.
 _RAISED = "ServerApp failed with exception"
-# What the app met was an error of the SuperLink. Only this far: what follows may be a site's words.
-_SERVER_ERROR = f"{_RAISED}: Server error '5"
+# Beginnings that blame the SuperLink: an error of its own, or a part of a message that it had taken
+# when it was killed, so that the app got no answer and sent it again, which Flower refuses. What
+# comes later in the text may be a site's words.
+_OF_THE_SERVER = (f"{_RAISED}: Server error '5", f"{_RAISED}: Failed to push object with ID")
 _MOST_CRASHES = 3  # in a row without a new round
 
 
@@ -159,7 +161,7 @@ class Runs:
             why = "it was killed"
         elif run.get("status") in _ALIVE:
             return RunState(name, "running", done, rounds)
-        if why.startswith(_RAISED) and not why.startswith(_SERVER_ERROR):
+        if why.startswith(_RAISED) and not why.startswith(_OF_THE_SERVER):
             why = why.removeprefix(_RAISED).strip(": ")
             return RunState(name, "failed", done, rounds, why)
         if record["crashes"].get(str(done), 0) >= _MOST_CRASHES:

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from kits import write_kits
 from tabular_cohort import write_ward
 
@@ -134,9 +135,15 @@ def test_an_app_that_is_killed_in_one_round_again_and_again_fails(runs, flower):
 RAISED = "ServerApp failed with exception: "
 
 
-def test_an_app_that_met_an_error_of_the_server_goes_on(runs, flower):
-    told = f"{RAISED}Server error '500 Internal Server Error' for url 'https://localhost/v1'"
-    flower.told[100] = {"status": "finished:failed", "status-details": told}
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Server error '500 Internal Server Error' for url 'https://localhost/v1'",
+        str(ObjectPushError("0" * 64, 1, "a-session")),
+    ],
+)
+def test_an_app_that_met_an_error_of_the_server_goes_on(runs, flower, told):
+    flower.told[100] = {"status": "finished:failed", "status-details": f"{RAISED}{told}"}
     assert runs.state("ward-1", flower.runs()).status == "crashed"
     assert runs.resume_crashed() == ["ward-1"]
 
