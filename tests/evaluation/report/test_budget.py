@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from plans import training_plan
-from test_report import Page
+from report_page import Page
 
 from medfusion.evaluation.report import figures
 from medfusion.evaluation.report.budget import Budget, budget_table, budgets

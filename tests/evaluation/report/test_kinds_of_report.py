@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished_run import draw_studies, task_of, write_run_of_kind
-from test_report import Page
+from report_page import Page
 
 from medfusion.evaluation.kinds import measures_of
 from medfusion.evaluation.report import wording
