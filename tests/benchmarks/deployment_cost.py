@@ -39,8 +39,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     a = parser.parse_args()
     out = a.out.resolve()
+    if out.exists():  # ledgers that begin again are refused by their witnesses
+        parser.error(f"{out} is there already; expected a new folder")
     config = imported(out / "cohort")
-    shutil.rmtree(out / "poc", ignore_errors=True)
     settings = ["run.rounds=10", f"server.min_sites={HOSPITALS}", *a.settings]
     chosen = [part for text in settings for part in ("--set", text)]
     command = [sys.executable, "-m", "medfusion.cli", "poc", str(out / "poc"), "--config"]
@@ -57,8 +58,7 @@ def main() -> None:
 
 
 def imported(folder: Path) -> Path:
-    """Import the set anew, keep the largest hospitals; return its config."""
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, whose budget is spent
+    """Import the set, keep the largest hospitals; return its config."""
     source = Path(os.environ["MEDFUSION_DATA"]) / "covid_chestxray"
     command = ["cohort", "import", "covid-chestxray", str(source), str(folder)]
     subprocess.run([sys.executable, "-m", "medfusion.cli", *command], check=True)
