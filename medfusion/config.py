@@ -90,13 +90,14 @@ class EvaluationOptions(Options):
     def check(self, kind: Kind) -> None:
         """Raise `ConfigError` if an option is set that does nothing for a kind of task."""
         for key in asked(self, *_IDLE_OF_KIND.get(kind, ())):
-            value, unset = getattr(self, key), type(self).model_fields[key].default
-            if value == "none":  # which is what happens
-                continue
-            raise ConfigError(
-                f"evaluation.{key} = {value!r} does nothing for a task of kind {kind!r}; "
-                f"expected it unset, or {unset!r}"
-            )
+            value, fits = getattr(self, key), type(self).model_fields[key].default
+            if key == "calibration":
+                fits = "none"  # which is what happens
+            if value != fits:
+                raise ConfigError(
+                    f"evaluation.{key} = {value!r} does nothing for a task of kind {kind!r}; "
+                    f"expected it unset, or {fits!r}"
+                )
 
 
 # A regression tells a number, whose probability is not calibrated; of classes the likeliest is

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from flwr.app import Array, Message, RecordDict
+from google.protobuf.message import DecodeError
 
 from medfusion.errors import FederationError
 from medfusion.transport.packing import joined, packed, part, unpacked
@@ -13,11 +14,24 @@ from server.passing_grid import PassingGrid
 
 log = logging.getLogger("medfusion.server")
 
+# What damaged content makes Flower raise while it puts a reply together, which is gone from the
+# SuperLink by then; what its client raises for the line or the run is none of these.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    DecodeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 
 class PackedGrid(PassingGrid):
     """Packs what is pushed and unpacks what is pulled.
 
-    A reply that cannot be unpacked becomes one that carries an error.
+    A reply that cannot be unpacked becomes one that carries an error. One that Flower itself cannot
+    read counts as none, and so do those that came with it: `server.silence` asks for them again.
     """
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -28,19 +42,22 @@ class PackedGrid(PassingGrid):
         """
         messages = list(messages)
         holders = Counter(
-            id(record) for message in messages for record in message.content.array_records.values()
+            (name, id(record))
+            for message in messages
+            for name, record in message.content.array_records.items()
         )
-        shared: dict[int, Array] = {}
+        shared: dict[tuple[str, int], Array] = {}
         identifiers: list[str] = []
         for message in messages:
             own, parts = RecordDict(), []
             for name, record in message.content.items():
-                if holders[id(record)] < 2:  # a record of settings, or of this message alone
+                key = (name, id(record))
+                if holders[key] < 2:  # a record of settings, or of this message alone
                     own[name] = record
                     continue
-                if id(record) not in shared:
-                    shared[id(record)] = part(RecordDict({name: record}))
-                parts.append(shared[id(record)])
+                if key not in shared:
+                    shared[key] = part(RecordDict({name: record}))
+                parts.append(shared[key])
             meta = message.metadata
             sent = Message(
                 joined(*parts, part(own)),
@@ -54,7 +71,12 @@ class PackedGrid(PassingGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull and unpack."""
-        return [_unpacked(message) for message in self._grid.pull_messages(message_ids)]
+        try:
+            pulled = list(self._grid.pull_messages(message_ids))
+        except _DAMAGED as error:
+            log.warning("replies are lost: one of them is damaged (%s)", type(error).__name__)
+            return []
+        return [_unpacked(message) for message in pulled]
 
 
 def _unpacked(message: Message) -> Message:
@@ -62,10 +84,11 @@ def _unpacked(message: Message) -> Message:
         return message
     try:
         content = unpacked(message.content)
+        twice = packed(content) is not None
     except Exception as error:  # bytes from outside can break a reader in any way
         log.warning("a reply cannot be unpacked (%s)", type(error).__name__)
-        content = error_reply(FederationError("its reply cannot be unpacked"))
-    if packed(content) is not None:
+        content, twice = error_reply(FederationError("its reply cannot be unpacked")), False
+    if twice:
         content = error_reply(FederationError("its reply is packed twice"))
     message.content = content
     return message

@@ -201,6 +201,9 @@ def test_options_of_evaluation_that_do_nothing_for_a_kind_of_task_are_refused(pa
     key = option.partition(" ")[0]
     with pytest.raises(ConfigError, match=rf"evaluation\.{key} = .* kind '{kind}'; expected it un"):
         options.check(kind)
+    if key == "calibration":
+        with pytest.raises(ConfigError, match="unset, or 'none'"):
+            options.check(kind)
 
 
 def test_nothing_is_calibrated_in_a_regression_and_its_options_may_say_so(path):

@@ -46,15 +46,24 @@ def joined(*parts: Array) -> RecordDict:
 
 def pack(data: bytes) -> RecordDict:
     """Return content that holds nothing but other, serialised content."""
-    return joined(_array(data))
+    return RecordDict({_PACKED: ArrayRecord({_PACKED: _array(data)})})
 
 
 def packed(content: RecordDict) -> bytes | None:
-    """Return what was given to `pack`, or in parts to `joined`; None if content is not packed."""
+    """Return what was given to `pack`, or in parts to `joined`; None if content is not packed.
+
+    Raises
+    ------
+    ValueError
+        If a part is there twice: one that travels once could stand for any number of bytes.
+    """
     record = content.array_records.get(_PACKED)
     if not record or any(array.stype != _FORM for array in record.values()):
         return None
-    return b"".join(array.data for array in record.values())
+    parts = [array.data for array in record.values() if array.data]
+    if len({id(data) for data in parts}) < len(parts):
+        raise ValueError("expected each part once")
+    return b"".join(parts)
 
 
 def unpacked(content: RecordDict) -> RecordDict:
@@ -65,8 +74,10 @@ def unpacked(content: RecordDict) -> RecordDict:
 
 def answer_as_asked(answer: Callable[[RecordDict], RecordDict], content: RecordDict) -> RecordDict:
     """Answer content; what is asked packed is answered packed."""
-    reply = answer(unpacked(content))
-    return reply if packed(content) is None else pack(to_bytes(reply))
+    data = packed(content)
+    if data is None:
+        return answer(content)
+    return pack(to_bytes(answer(from_bytes(data))))
 
 
 def _array(data: bytes) -> Array:

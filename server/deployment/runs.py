@@ -33,9 +33,9 @@ _RECORD = "run.json"
 _ALIVE = ("pending", "starting", "running")
 # What Flower says of an app that raised; all else that fails was killed, or lost its machine.
 _RAISED = "ServerApp failed with exception"
-# Beginnings that blame the SuperLink: an error of its own, or a part of a message that it had taken
-# when it was killed, so that the app got no answer and sent it again, which Flower refuses. What
-# comes later in the text may be a site's words.
+# Beginnings that blame the SuperLink: an error of its own, or a part of a message that it could not
+# store, or had stored when it was killed, so that the app got no answer and sent it again, which
+# Flower refuses. What comes later in the text may be a site's words.
 _OF_THE_SERVER = (f"{_RAISED}: Server error '5", f"{_RAISED}: Failed to push object with ID")
 _MOST_CRASHES = 3  # in a row without a new round
 
@@ -164,7 +164,8 @@ class Runs:
         if why.startswith(_RAISED) and not why.startswith(_OF_THE_SERVER):
             why = why.removeprefix(_RAISED).strip(": ")
             return RunState(name, "failed", done, rounds, why)
-        if record["crashes"].get(str(done), 0) >= _MOST_CRASHES:
+        started_since = bool(number) and number not in told
+        if not started_since and record["crashes"].get(str(done), 0) >= _MOST_CRASHES:
             why = f"the coordinator's app was lost {_MOST_CRASHES} times in this round ({why})"
             return RunState(name, "failed", done, rounds, why)
         return RunState(name, "crashed", done, rounds, why or "the server does not know of it")

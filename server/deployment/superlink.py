@@ -8,9 +8,9 @@ a backup keeps busy is slower than that.
 from flwr.supercore import sql_mixin
 from flwr.supercore.constant import SQLITE_PRAGMAS
 
-# For each write: a call makes up to three, and has to end before whoever asked stops waiting, after
-# 30 s. A reply that is given out to a caller who has gone would be lost.
-_LOCK_SECONDS = 9
+# For each transaction: a call makes up to four, and has to end before whoever asked stops waiting,
+# after 30 s. A reply that is given out to a caller who has gone would be lost.
+_LOCK_SECONDS = 7
 
 
 def wait_for_locks() -> None:

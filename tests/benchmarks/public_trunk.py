@@ -6,8 +6,8 @@
 ``DIR/nih_chestxray14`` plays the public set: a federation trains on its images without privacy.
 The hospitals of ``DIR/covid_chestxray`` then train at the epsilon of their imported config, from
 drawn weights, and from the public model with none, two or all four of its convolutional stages
-frozen: frozen weights get no noise. ``--set`` holds for these four arms. Interrupted, the same
-command goes on.
+frozen: frozen weights get no noise. ``--set`` holds for these four arms, whose architecture is to
+stay that of the public model. Interrupted, the same command goes on.
 """
 
 import argparse

@@ -1,10 +1,13 @@
+import logging
+
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
-from medfusion.transport.packing import pack, to_bytes, unpacked
+from medfusion.transport.packing import joined, pack, to_bytes, unpacked
 from server.exchange import error_of
 from server.packed_grid import PackedGrid
 
@@ -27,6 +30,8 @@ class Wire:
         return [str(len(self.pushes))]
 
     def pull_messages(self, message_ids):
+        if isinstance(self.replies, Exception):
+            raise self.replies
         return self.replies
 
 
@@ -60,6 +65,14 @@ def test_one_model_travels_once_however_many_messages_hold_it_beside_what_is_the
     assert size < 1.1 * len(to_bytes(CONTENT))
 
 
+def test_a_record_of_two_names_keeps_both(wire):
+    both = RecordDict({"arrays": MODEL, "ema": MODEL})
+    other = RecordDict({"control": MODEL})
+    contents = [both, other, both]
+    PackedGrid(wire).push_messages([Message(each, 5, "train") for each in contents])
+    assert [unpacked(message.content) for message in wire.pushed] == contents
+
+
 def test_messages_go_out_one_after_the_other(wire):
     """A packed model that is a message's own is not held until all others are packed."""
     PackedGrid(wire).push_messages([Message(CONTENT, node, "train") for node in (5, 6)])
@@ -79,9 +92,27 @@ def test_replies_come_out_as_the_sites_made_them(wire):
     assert third.error.reason == "gone"
 
 
+def test_a_reply_that_flower_cannot_read_ends_no_run(wire, caplog):
+    """The error of an array record whose body is a list, by Flower 1.39."""
+    caplog.set_level(logging.WARNING)
+    wire.replies = AttributeError("'list' object has no attribute 'values'")
+    assert PackedGrid(wire).pull_messages(["m"]) == []
+    assert "one of them is damaged" in caplog.text
+
+
+def test_a_line_that_fails_is_not_taken_for_a_damaged_reply(wire):
+    wire.replies = httpx.ConnectError("refused")
+    with pytest.raises(httpx.ConnectError):
+        PackedGrid(wire).pull_messages(["m"])
+
+
+REPEATED = Array(dtype="uint8", shape=(3,), stype="medfusion.recorddict", data=b"abc")
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
+        (joined(REPEATED, REPEATED), "its reply cannot be unpacked"),
         (pack(b"\xff\xff"), "its reply cannot be unpacked"),
         (pack(to_bytes(pack(to_bytes(CONTENT)))), "its reply is packed twice"),
     ],

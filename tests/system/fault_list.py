@@ -24,7 +24,7 @@ from medfusion.transport.requests import ARRAYS, METRICS, WEIGHT_KEY
 
 Inject = Callable[[FaultyFederation, str], None]
 _CUT_SECONDS = 90
-_LOCKED_SECONDS = 7  # longer than Flower's own patience, shorter than ours
+_LOCKED_SECONDS = 6  # longer than Flower's own patience, shorter than ours
 _FROZEN_SECONDS = 60  # three times the kits' patience: the site counts as gone
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given
@@ -28,6 +29,7 @@ _RECORDS = st.one_of(
         _NAMES, arrays(scalar_dtypes(), array_shapes(max_dims=2, max_side=3)).map(Array)
     ).map(ArrayRecord),
 )
+CONTENT = RecordDict({"config": ConfigRecord({"number": 7})})
 _CONTENTS = st.dictionaries(_NAMES, _RECORDS, max_size=4).map(RecordDict)
 
 
@@ -51,6 +53,13 @@ def test_content_in_parts_comes_out_whole(content: RecordDict, data: st.DataObje
 @given(_CONTENTS)
 def test_content_that_was_not_packed_is_not_taken_for_packed(content: RecordDict) -> None:
     assert packed(content) is None
+
+
+def test_a_part_that_is_there_twice_is_refused() -> None:
+    """A megabyte under 200 names would travel as one and be 200."""
+    once = part(CONTENT)
+    with pytest.raises(ValueError, match="each part once"):
+        packed(joined(once, once))
 
 
 def test_a_record_of_the_same_name_is_not_taken_for_packed() -> None:

@@ -132,6 +132,15 @@ def test_an_app_that_is_killed_in_one_round_again_and_again_fails(runs, flower):
     assert "lost 3 times in this round" in state.why
 
 
+def test_a_look_from_before_the_last_start_calls_no_run_failed(runs, flower):
+    before = dict(flower.runs())
+    folder = runs.folder("ward-1")
+    for number in (100, 101, 102):
+        end(started(folder, number), signal.SIGKILL)
+        runs.resume_crashed()
+    assert runs.state("ward-1", before).status == "crashed"
+
+
 RAISED = "ServerApp failed with exception: "
 
 
