@@ -33,6 +33,7 @@ from medfusion.transport.compress import Codec, Floats
 from medfusion.transport.compression_options import CodecOptions
 from medfusion.transport.requests import ARRAYS, BASE_KEY, CONFIG, MODEL_KEY
 from medfusion.transport.updates import moved_by, size_of, update_of
+from server.messages import with_content
 
 _LOST, _BASE, _PACKED = "lost", "base", "packed/"
 
@@ -131,10 +132,7 @@ class Downlink:
         content.pop(ARRAYS, None)
         if arrays is not None:
             content[ARRAYS] = arrays
-        meta = message.metadata
-        return Message(
-            content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
-        )
+        return with_content(message, content)
 
     def state(self) -> ArrayRecord | None:
         """Return what a checkpoint keeps beside the model; None if nothing."""

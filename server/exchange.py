@@ -19,6 +19,7 @@ from medfusion.errors import (
     WaitingError,
 )
 from medfusion.transport.requests import MESSAGE_TYPES, RequestKind, read_error
+from server.messages import with_content
 from server.silence import GONE, Silence
 
 log = logging.getLogger("medfusion.server")
@@ -239,14 +240,7 @@ def _name(message: Message, names: Mapping[int, str]) -> str:
 
 def _anew(message: Message) -> Message:
     """Return a message of the same content: one that was sent has its id for good."""
-    meta = message.metadata
-    return Message(
-        message.content,
-        meta.dst_node_id,
-        meta.message_type,
-        ttl=meta.ttl,
-        group_id=meta.group_id,
-    )
+    return with_content(message, message.content)
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from medfusion.errors import FederationError
 from medfusion.transport.packing import joined, packed, part, unpacked
 from medfusion.transport.requests import error_reply
+from server.messages import with_content
 from server.passing_grid import PassingGrid
 
 log = logging.getLogger("medfusion.server")
@@ -58,14 +59,7 @@ class PackedGrid(PassingGrid):
                 if key not in shared:
                     shared[key] = part(RecordDict({name: record}))
                 parts.append(shared[key])
-            meta = message.metadata
-            sent = Message(
-                joined(*parts, part(own)),
-                meta.dst_node_id,
-                meta.message_type,
-                ttl=meta.ttl,
-                group_id=meta.group_id,
-            )
+            sent = with_content(message, joined(*parts, part(own)))
             identifiers += self._grid.push_messages([sent])
         return identifiers
 
@@ -83,12 +77,11 @@ def _unpacked(message: Message) -> Message:
     if not message.has_content():
         return message
     try:
-        content = unpacked(message.content)
-        twice = packed(content) is not None
+        message.content = unpacked(message.content)
+        wrong = "its reply is packed twice" if packed(message.content) is not None else ""
     except Exception as error:  # bytes from outside can break a reader in any way
         log.warning("a reply cannot be unpacked (%s)", type(error).__name__)
-        content, twice = error_reply(FederationError("its reply cannot be unpacked")), False
-    if twice:
-        content = error_reply(FederationError("its reply is packed twice"))
-    message.content = content
+        wrong = "its reply cannot be unpacked"
+    if wrong:
+        message.content = error_reply(FederationError(wrong))
     return message

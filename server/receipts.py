@@ -15,6 +15,7 @@ from medfusion.errors import ConfigError, DataError
 from medfusion.folder_lock import one_at_a_time
 from medfusion.privacy.ledger_receipt import Receipt
 from medfusion.transport.requests import RECEIPT, receipt_record
+from server.messages import with_content
 
 FILE_NAME = "receipts.json"
 
@@ -80,11 +81,7 @@ class Receipts:
         kept = self._kept.get(name)
         if kept is None:
             return message
-        content = RecordDict({**message.content, RECEIPT: receipt_record(kept)})
-        meta = message.metadata
-        return Message(
-            content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id
-        )
+        return with_content(message, RecordDict({**message.content, RECEIPT: receipt_record(kept)}))
 
 
 def _read(path: Path) -> dict[str, Receipt]:

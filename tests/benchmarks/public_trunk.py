@@ -11,19 +11,16 @@ stay that of the public model. Interrupted, the same command goes on.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from figure_cells import cells
+from figure_cells import cells, gaps_to_first
+from real_sets import imported, medfusion
 
 from medfusion.cli.compare import run_plan
 from medfusion.cli.compose import load_sites
 from medfusion.comparison.arms import Arm, plan_arms
 from medfusion.comparison.compare import Comparison
-from medfusion.data.cohorts.registry import importer
 
 _FROZEN = (0, 2, 4)
 
@@ -40,7 +37,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     a = parser.parse_args()
     public = train_public(a.out.resolve(), rounds=a.public_rounds)
-    config = cohort(a.out.resolve(), "covid-chestxray", "covid_chestxray")
+    config = imported("covid", a.out.resolve() / "covid-chestxray")
     arms = [one(config, a.overrides, {"start": "drawn"})]
     for stages in _FROZEN:
         sets = [*a.overrides, f"model.init={public}", f"model.frozen_stages={stages}"]
@@ -49,25 +46,16 @@ def main() -> None:
     plan = Comparison.plan(arms, load_sites(first), seeds=a.seeds, folds=a.folds)
     result = run_plan(plan, a.out / "compare")
     print(f"epsilon {first.privacy.target_epsilon:g} a site and run")
-    gaps = {pair["a"]: pair["auroc_macro"] for pair in result["differences"] if pair["b"] == 0}
-    for number, arm in enumerate(result["arms"]):
+    gaps = gaps_to_first(result, "auroc_macro")
+    for arm, (gap, gap_ends) in zip(result["arms"], gaps, strict=True):
         mean, ends = cells(arm["auroc_macro"])
-        gap, gap_ends = cells(gaps[number], "+") if number in gaps else ("-", "-")
         print(f"{arm['settings']!s:36} {mean} ({ends})  {gap} ({gap_ends})")
     print(f"{result['n_patients']} patients, {result['seeds']} seeds, folds {result['folds']}")
 
 
-def cohort(out: Path, name: str, folder: str) -> Path:
-    """Import a cohort below ``out``, once; return its config."""
-    target = out / name
-    if not target.exists():
-        importer(name).run(Path(os.environ["MEDFUSION_DATA"]) / folder, target)
-    return target / "config.toml"
-
-
 def train_public(out: Path, *, rounds: int) -> Path:
     """Train on the public images, as its user would; return the model's folder."""
-    config, run = cohort(out, "nih-chestxray14", "nih_chestxray14"), out / "public"
+    config, run = imported("nih", out / "nih-chestxray14"), out / "public"
     sets = (
         "privacy.enabled=false",
         'model.modalities=["image"]',
@@ -75,8 +63,7 @@ def train_public(out: Path, *, rounds: int) -> Path:
         f"run.rounds={rounds}",
     )
     options = [option for text in sets for option in ("--set", text)]
-    command = [sys.executable, "-m", "medfusion.cli", "simulate", str(config), "--out", str(run)]
-    subprocess.run([*command, *options], check=True)
+    medfusion("simulate", str(config), "--out", str(run), *options)
     return run / "model"
 
 

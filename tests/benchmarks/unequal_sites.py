@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from figure_cells import cells
+from figure_cells import cells, gaps_to_first
 
 from medfusion.cli.compare import run_plan
 from medfusion.cli.compose import load_sites
@@ -89,11 +89,10 @@ def arms_of(
 
 def show(result: dict[str, Any]) -> None:
     """Print a line for each arm."""
-    gaps = {pair["a"]: pair["auroc_macro"] for pair in result["differences"] if pair["b"] == 0}
     print(f"{'strategy':12} {'kept':10} AUROC  difference  95% interval     worst site")
-    for number, arm in enumerate(result["arms"]):
+    gaps = gaps_to_first(result, "auroc_macro")
+    for arm, (gap, ends) in zip(result["arms"], gaps, strict=True):
         mean, _ = cells(arm["auroc_macro"])
-        gap, ends = cells(gaps[number], "+") if number in gaps else ("-", "-")
         worst = arm["worst_site"] or {"auroc_macro": float("nan"), "site": "-"}
         strategy, own = arm["settings"]["strategy"], arm["settings"]["kept"]
         print(

@@ -17,11 +17,6 @@ _METHODS = {
     "isotonic": "by the best rising curve for each label (Zadrozny and Elkan 2002)",
 }
 
-AGAINST_THE_REST = (
-    "Each class is taken against all others here; the probability that is told is scaled so that "
-    "the classes add up to 1, which a histogram of each class does not show."
-)
-
 
 def calibration_in_words(run: Run) -> list[str]:
     """Say how probabilities, decisions and sets came about and how they fare; empty without."""
@@ -53,14 +48,25 @@ def _probabilities_in_words(run: Run, found: Calibration, test: Mapping[str, Any
     if len(kept) == len(found.labels):
         return f"Probabilities are the model's own: each label has {few}."
     own = f" The probability of {', '.join(kept)} is the model's own: it has {few}." if kept else ""
-    if found.exclusive:
-        own = f" {AGAINST_THE_REST}"
     return (
         f"After training, probabilities were calibrated {_METHODS[found.method]}, from the "
         f"score histograms{noised} of calibration patients of all hospitals, who took part in "
         "neither training nor test. On test patients the calibration error went from "
         f"{score(test.get('ece_before'))} to {score(test.get('ece_after'))}, the Brier score from "
-        f"{score(test.get('brier_before'))} to {score(test.get('brier_after'))}.{own}"
+        f"{score(test.get('brier_before'))} to {score(test.get('brier_after'))}."
+        f"{own}{against_the_rest(found)}"
+    )
+
+
+def against_the_rest(found: Calibration | None) -> str:
+    """Say what stands for the calibrated probabilities of classes; empty without such."""
+    if found is None or not found.exclusive:
+        return ""
+    if all(label.calibrator is None for label in found.labels.values()):
+        return ""
+    return (
+        " Each class is taken against all others here; the probability that is told is scaled so "
+        "that the classes add up to 1, which a histogram of each class does not show."
     )
 
 

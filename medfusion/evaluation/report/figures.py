@@ -11,7 +11,7 @@ from medfusion.evaluation.decision_curve import THRESHOLDS, net_benefit, net_ben
 from medfusion.evaluation.metrics import CALIBRATION_BINS, FloatArray, reliability, sigmoid
 from medfusion.evaluation.operating_points import rates
 from medfusion.evaluation.report.budget import Budget
-from medfusion.evaluation.report.calibration import AGAINST_THE_REST
+from medfusion.evaluation.report.calibration import against_the_rest
 from medfusion.evaluation.report.run_folder import Run
 from medfusion.evaluation.report.svg import DASHES, MUTED, PALETTE, Curve, Range, line_chart
 from medfusion.evaluation.report.wording import number
@@ -222,7 +222,7 @@ def calibrated_reliability(run: Run) -> Figure | None:
         "Reliability, all labels, before and after",
         curves,
         "the calibration errors before and after are in the table above",
-        _of_classes(run),
+        against_the_rest(run.calibration),
     )
 
 
@@ -264,17 +264,8 @@ def decision_curves(run: Run) -> Figure:
         _UNIT,
         (float(gains.min()) - pad, float(gains.max()) + pad),
         "Above 0 the model is of more use than acting on everybody and than acting on nobody "
-        f"(Vickers and Elkin 2006).{_of_classes(run)}",
+        f"(Vickers and Elkin 2006).{against_the_rest(run.calibration)}",
     )
-
-
-def _of_classes(run: Run) -> str:
-    """Say what stands for the calibrated probabilities of classes, of which a study has one."""
-    found = run.calibration
-    if found is None or not found.exclusive:
-        return ""
-    changed = any(label.calibrator is not None for label in found.labels.values())
-    return f" {AGAINST_THE_REST}" if changed else ""
 
 
 def _told(run: Run, label: str, logits: FloatArray) -> FloatArray:
