@@ -13,9 +13,16 @@
 ``cross_attention``  ask: a query attends to the places of the last map
 ===================  =======================================================================
 
+The head of a ResNet reads the mean over the places of the last map and has one hidden layer; that
+of a VGG reads all places and has three, as in the two networks of the paper (arXiv 2403.13319): where
+volumes are aligned, the place of a finding tells.
+
 Shapes: B batch, C channels, [...] two or three axes of space, N places of the last map, L outputs,
 K columns, V values of a column.
 """
+
+from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +44,8 @@ from medfusion.models.contract import Model
 from medfusion.models.options import HyperFusionOptions
 from medfusion.models.spec import FeatureAxis, InputSpec
 
-_HIDDEN = 64  # of the head
-_HEADS = 4
+_HIDDEN = {"resnet": (64,), "vgg": (16, 32, 64)}  # widths of the head's hidden layers
+_ATTENTION_HEADS = 4
 
 
 class HyperFusion(Model):
@@ -49,7 +56,9 @@ class HyperFusion(Model):
     ) -> None:
         super().__init__(options, spec, modalities)
         self._fusion = options.fusion
-        width = _HIDDEN
+        self._reads_places = options.backbone == "vgg"
+        hidden = _HIDDEN[options.backbone]
+        read = hidden[0]
         if "image" in modalities:
             self.image = Encoder(
                 options.backbone,
@@ -58,19 +67,26 @@ class HyperFusion(Model):
                 width=options.width,
                 stages=options.stages,
             )
-            width = self.image.channels
-            self.absent = LearnedTokens(1, width, scale=0.1)
-        self.head1, self.head2 = nn.Linear(width, _HIDDEN), nn.Linear(_HIDDEN, spec.labels)
-        for layer in (self.head1, self.head2):
+            read = self.image.channels
+            if self._reads_places:
+                read *= prod(self.image.map_size(spec.image_size))
+            self.absent = LearnedTokens(1, read, scale=0.1)
+        self._head = [f"head{number}" for number in range(1, len(hidden) + 2)]
+        for name, (before, after) in zip(
+            self._head, pairwise((read, *hidden, spec.labels)), strict=True
+        ):
+            layer = nn.Linear(before, after)
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+            self.add_module(name, layer)
         # Last, so that the encoder and the head begin alike in every fusion.
-        self._build_fusion(options, spec, width)
+        self._build_fusion(options, spec, read)
 
-    def _build_fusion(self, options: HyperFusionOptions, spec: InputSpec, width: int) -> None:
+    def _build_fusion(self, options: HyperFusionOptions, spec: InputSpec, read: int) -> None:
+        """Add what the tabular data do; ``read`` is the number of values that the head reads."""
         fusion = options.fusion
         if fusion == "tabular":
-            self.columns = Columns(spec, width)
+            self.columns = Columns(spec, read)
         elif fusion == "concat":
             self.columns = Columns(spec, spec.labels)
         elif fusion in ("film", "daft"):
@@ -82,27 +98,29 @@ class HyperFusion(Model):
             self.embedding = Embedding(spec, options.embedding)
             generate(self, options.generated_layers, embedding=options.embedding, rank=options.rank)
         elif fusion == "cross_attention":
-            self.query = Columns(spec, width)
-            self.attention = Attention(width, _HEADS)
+            self.query = Columns(spec, self.image.channels)
+            self.attention = Attention(self.image.channels, _ATTENTION_HEADS)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the outputs [B, L]."""
         tabular_BKV = inputs.get("tabular") if "tabular" in self.modalities else None
         embedding_Bl = self.embedding(tabular_BKV) if self._fusion == "hyperfusion" else None
         if "image" in self.modalities:
-            pooled = self._pooled(inputs, tabular_BKV, embedding_Bl)
+            found = self._read(inputs, tabular_BKV, embedding_Bl)
         else:
-            pooled = torch.relu(self.columns(tabular_BKV))
-        hidden = torch.relu(run(self.head1, pooled, embedding_Bl))
-        found = run(self.head2, hidden, embedding_Bl)
+            found = torch.relu(self.columns(tabular_BKV))
+        for name in self._head:
+            if name != self._head[0]:
+                found = torch.relu(found)
+            found = run(self.get_submodule(name), found, embedding_Bl)
         if self._fusion == "concat":
             found = found + self.columns(tabular_BKV)
         return found
 
-    def _pooled(
+    def _read(
         self, inputs: dict[str, Tensor], tabular_BKV: Tensor | None, embedding_Bl: Tensor | None
     ) -> Tensor:
-        """Return the mean over the places of the last map [B, C], or what stands for no image."""
+        """Return what the head reads of the last map, or what stands for no image."""
         inside = Inside(
             tabular_BKV,
             embedding_Bl,
@@ -111,13 +129,14 @@ class HyperFusion(Model):
         )
         places_BNC = self.image(inputs["image"], inside).flatten(2).transpose(1, 2)
         present_B1 = inputs["image_present"].unsqueeze(1)
-        pooled_BC: Tensor = places_BNC.mean(dim=1)
-        pooled_BC = torch.where(present_B1, pooled_BC, self.absent(pooled_BC).squeeze(1))
+        found: Tensor = places_BNC.flatten(1) if self._reads_places else places_BNC.mean(dim=1)
+        found = torch.where(present_B1, found, self.absent(found).squeeze(1))
         if self._fusion == "cross_attention":
             query_B1C = self.query(tabular_BKV).unsqueeze(1)
-            told_BC = self.attention(query_B1C, places_BNC).squeeze(1)
-            pooled_BC = pooled_BC + told_BC * present_B1
-        return pooled_BC
+            told_BC = self.attention(query_B1C, places_BNC).squeeze(1) * present_B1
+            # The head adds what attention tells to every place that it reads.
+            found = found + told_BC.repeat(1, found.shape[1] // told_BC.shape[1])
+        return found
 
     def label_biases(self) -> list[nn.Parameter]:
         """Name the bias of the head's last layer, beside which a part may be generated."""
@@ -131,7 +150,8 @@ class HyperFusion(Model):
     @property
     def _last(self) -> nn.Linear:
         """The head's last layer, without what may be generated beside it."""
-        last = self.head2.base if isinstance(self.head2, Generated) else self.head2
+        last = self.get_submodule(self._head[-1])
+        last = last.base if isinstance(last, Generated) else last
         assert isinstance(last, nn.Linear)
         return last
 

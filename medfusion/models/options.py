@@ -387,7 +387,8 @@ class HyperFusionOptions(GeneratingOptions, PlainTraining):
         Channels of the first layer, and how often they double.
     generated, embedding, rank
         See `GeneratingOptions`; layers such as ``image.stages.3.conv1`` or ``head1``. Unset: the
-        ``down`` of a ResNet's last stage, as in the paper's network, or the head of a VGG.
+        ``down`` of a ResNet's last stage, or the four layers of a VGG's head, as in the paper's two
+        networks.
     """
 
     name: Literal["hyperfusion"] = "hyperfusion"
@@ -402,7 +403,7 @@ class HyperFusionOptions(GeneratingOptions, PlainTraining):
         if self.generated is not None:
             return self.generated
         if self.backbone == "vgg":
-            return ("head1", "head2")
+            return ("head1", "head2", "head3", "head4")
         return (f"image.stages.{self.stages - 1}.down",)
 
     @property

@@ -2,7 +2,7 @@
 
     MEDFUSION_DATA=DIR python tests/benchmarks/oasis.py OUT [--target age|sex|dementia] \
         [--fusions none,tabular,...] [--regimes pooled,local,federated] [--seeds 3] [--folds 5] \
-        [--size 40,48,40] [--rounds 30] [--width 8]
+        [--size 40,48,40] [--rounds 30] [--width 8] [--backbone resnet|vgg] [--set key=value]...
     python tests/benchmarks/oasis.py --cost
 
 ``DIR/oasis1`` is the user's own copy. Everything goes through ``medfusion cohort import`` and what
@@ -53,6 +53,12 @@ from medfusion.privacy.dp_sgd import engine_for
 
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 NAMES = {"age": "oasis1", "sex": "oasis1-sex", "dementia": "oasis1-dementia"}
+# Few are demented: sites that differ more would leave one of them without any.
+PARTITIONS = {
+    "age": Partition(sites=4),
+    "sex": Partition(sites=4),
+    "dementia": Partition(sites=2, alpha=5.0),
+}
 _COST_SIZE, _BATCH, _STEPS = (64, 96, 64), 8, 5
 
 
@@ -61,8 +67,7 @@ def prepare(out: Path, target: str, size: list[int]) -> Path:
     cohort = out / "cohort"
     if not cohort.exists():
         source = Path(os.environ["MEDFUSION_DATA"]) / "oasis1"
-        sites = 2 if target == "dementia" else 4
-        importer(NAMES[target]).run(source, cohort, Partition(sites=sites))
+        importer(NAMES[target]).run(source, cohort, PARTITIONS[target])
     task = cohort / "task.toml"
     text, changed = re.subn(r"(?m)^size = \[.*\]$", f"size = {size}", task.read_text())
     assert changed == 1, "expected one size in the imported task"
@@ -76,9 +81,10 @@ def compare(a: argparse.Namespace) -> None:
     # Another target or size is another cohort, with results of its own.
     out = a.out / f"{a.target}-{'x'.join(map(str, size))}"
     config = prepare(out, a.target, size)
+    chosen = [f"run.rounds={a.rounds}", f"model.width={a.width}", f"model.backbone={a.backbone}"]
     arms = plan_arms(
         config,
-        overrides=["privacy.enabled=false", f"run.rounds={a.rounds}", f"model.width={a.width}"],
+        overrides=["privacy.enabled=false", "evaluation.every=0", *chosen, *a.settings],
         regimes=a.regimes.split(","),
         vary=[f"model.fusion={a.fusions}"],
     )
@@ -206,6 +212,8 @@ def main() -> None:
     parser.add_argument("--size", default="40,48,40")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--backbone", choices=("resnet", "vgg"), default="vgg")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--cost", action="store_true")
     a = parser.parse_args()
     if a.cost:

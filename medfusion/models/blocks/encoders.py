@@ -84,6 +84,11 @@ class Encoder(nn.Module):
         self.channels = widths[-1]
         self.modulated_channels = inputs[-1] if resnet else widths[-1]
 
+    def map_size(self, image_size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the sides of the map that an image or a volume of such sides becomes."""
+        cell = 2 ** len(self.stages)
+        return tuple(-(-side // cell) for side in image_size)
+
     def forward(self, x: Tensor, inside: Inside) -> Tensor:
         """Return [B, C, ...] of ``channels`` rectified channels."""
         if self.stem is not None:
