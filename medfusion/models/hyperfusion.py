@@ -14,7 +14,7 @@
 ===================  =======================================================================
 
 The head of a ResNet reads the mean over the places of the last map and has one hidden layer; that
-of a VGG reads all places and has three, as in the two networks of the paper (arXiv 2403.13319): where
+of a VGG reads all places and has three, as in the paper's two networks (arXiv 2403.13319): where
 volumes are aligned, the place of a finding tells.
 
 Shapes: B batch, C channels, [...] two or three axes of space, N places of the last map, L outputs,

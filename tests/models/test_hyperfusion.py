@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -9,6 +10,7 @@ from volumes import volume_inputs, volume_task
 
 from medfusion.data.task import ImageSpec, Task
 from medfusion.errors import ConfigError
+from medfusion.models.blocks.inside import Inside
 from medfusion.models.contract import trainable_state
 from medfusion.models.options import Fusion, HyperFusionOptions, MedFusionNetOptions
 from medfusion.models.registry import build_model, modalities_of
@@ -104,6 +106,37 @@ def test_every_fusion_has_the_same_encoder_and_head_to_begin_with(fusion):
     made = {name.replace(".base.", ".") for name in state if ".base." in name}
     for name in shared - made:
         assert torch.equal(state[name], plain[name]), name
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_vggs_head_is_four_layers_over_all_places_of_the_last_map(absent):
+    model, inputs = shaken(build("none", backbone="vgg")), volume_inputs(B)
+    inputs["image_present"][:] = not absent
+    places_BCN = model.image(inputs["image"], Inside()).flatten(2)
+    found = places_BCN.permute(0, 2, 1).flatten(1).detach().numpy()
+    if absent:
+        found = np.tile(model.absent.table.weight.detach().numpy(), (B, 1))
+    layers = [getattr(model, f"head{number}") for number in (1, 2, 3, 4)]
+    assert [layer.out_features for layer in layers] == [16, 32, 64, 1]
+    for layer in layers:
+        read = found if layer is layers[0] else np.maximum(found, 0)
+        found = read @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+    np.testing.assert_allclose(model(inputs).detach().numpy(), found, rtol=1e-10)
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "vgg"])
+def test_what_attention_tells_is_added_to_each_place_that_the_head_reads(backbone):
+    model, plain = (shaken(build(f, backbone=backbone)) for f in ("cross_attention", "none"))
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    inputs = volume_inputs(B)
+    places_BNC = plain.image(inputs["image"], Inside()).flatten(2).transpose(1, 2)
+    told_B1C = model.attention(model.query(inputs["tabular"]).unsqueeze(1), places_BNC)
+    plain.image.register_forward_hook(
+        lambda _part, _inputs, maps: (
+            maps + told_B1C.transpose(1, 2).reshape(*maps.shape[:2], 1, 1, 1)
+        )
+    )
+    torch.testing.assert_close(model(inputs), plain(inputs), rtol=1e-10, atol=1e-10)
 
 
 def test_what_a_model_reads_follows_from_its_fusion():
