@@ -172,6 +172,11 @@ class RunConfig(Options):
                 f"training.small_images = {self.training.small_images}: model 'mdf_net' finds "
                 "boxes in images of one size; expected 0"
             )
+        if getattr(self.model, "backbone", None) == "vgg" and self.training.small_images:
+            raise ValueError(
+                f"training.small_images = {self.training.small_images}: the head of a 'vgg' reads "
+                "every place of a map of one size; expected 0, or model.backbone = 'resnet'"
+            )
         init = getattr(self.model, "init", None)
         if self.personalisation.local != "none" and init is not None:
             raise ValueError(

@@ -91,7 +91,7 @@ def image_read_once(model: Model, inputs: dict[str, Tensor]) -> Iterator[dict[st
         memory = model.read_image(inputs)
         read = {**inputs, "image": memory.tokens}
         if model.linear is not None and "image_features" not in inputs:
-            read["image_features"] = model.linear.wavelets(inputs["image"])
+            read["image_features"] = model.linear.features(inputs["image"])
     whole = model.image
     model.register_module("image", _ReadImage(memory))
     try:

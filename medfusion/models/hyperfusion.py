@@ -39,6 +39,7 @@ from medfusion.models.blocks.generated import (
 )
 from medfusion.models.blocks.inside import Inside
 from medfusion.models.blocks.learned import LearnedTokens
+from medfusion.models.blocks.linear_path import LinearPath
 from medfusion.models.blocks.modulation import Gates, Modulation
 from medfusion.models.contract import Model
 from medfusion.models.options import HyperFusionOptions
@@ -71,6 +72,8 @@ class HyperFusion(Model):
             if self._reads_places:
                 read *= prod(self.image.map_size(spec.image_size))
             self.absent = LearnedTokens(1, read, scale=0.1)
+        linear = options.linear_path and "image" in modalities
+        self.linear = LinearPath(spec, ("image",), None) if linear else None
         self._head = [f"head{number}" for number in range(1, len(hidden) + 2)]
         for name, (before, after) in zip(
             self._head, pairwise((read, *hidden, spec.labels)), strict=True
@@ -115,7 +118,7 @@ class HyperFusion(Model):
             found = run(self.get_submodule(name), found, embedding_Bl)
         if self._fusion == "concat":
             found = found + self.columns(tabular_BKV)
-        return found
+        return found if self.linear is None else found + self.linear(inputs, None)
 
     def _read(
         self, inputs: dict[str, Tensor], tabular_BKV: Tensor | None, embedding_Bl: Tensor | None

@@ -251,7 +251,8 @@ class LogisticOptions(PlainTraining):
     Attributes
     ----------
     modalities
-        What the model reads: image (wavelets), tabular (the columns), text (the mean state).
+        What the model reads: image (wavelets, or a volume's cells), tabular (the columns), text
+        (the mean state).
     """
 
     name: Literal["logistic"] = "logistic"
@@ -385,6 +386,9 @@ class HyperFusionOptions(GeneratingOptions, PlainTraining):
         ``resnet`` (pre-activation) or ``vgg``.
     width, stages
         Channels of the first layer, and how often they double.
+    linear_path
+        Adds to each output a linear function of fixed features of the image, where it is read:
+        means and standard deviations of a volume's cells, or wavelets (Cheng et al. 2016).
     generated, embedding, rank
         See `GeneratingOptions`; layers such as ``image.stages.3.conv1`` or ``head1``. Unset: the
         ``down`` of a ResNet's last stage, or the four layers of a VGG's head, as in the paper's two
@@ -396,6 +400,7 @@ class HyperFusionOptions(GeneratingOptions, PlainTraining):
     backbone: Literal["resnet", "vgg"] = "resnet"
     width: int = Field(default=16, ge=4, le=64, multiple_of=4)
     stages: int = Field(default=4, ge=2, le=5)
+    linear_path: bool = False
 
     @property
     def generated_layers(self) -> tuple[str, ...]:

@@ -102,10 +102,11 @@ def build_model(
             "no labels that tell of one another; expected 0"
         )
     solid = "image" in modalities and task.image is not None and task.image.dims == 3
-    if solid and not isinstance(options, HyperFusionOptions):
+    if solid and not isinstance(options, HyperFusionOptions | LogisticOptions):
         raise ConfigError(
             f"model.name = {options.name!r} reads images of two dimensions, those of task "
-            f"{task.task.name!r} have three; expected 'hyperfusion', or modalities without 'image'"
+            f"{task.task.name!r} have three; expected 'hyperfusion', 'logistic', or modalities "
+            "without 'image'"
         )
     if not weights_follow:  # a model that was trained so is read all the same
         _check_fusion(options, modalities)
@@ -162,8 +163,8 @@ def build_tokenizer(options: ModelOptions, task: Task) -> "Tokenizer | None":
 
 def fixed_image_features(model: "Model") -> "ImageFeatures | None":
     """Return what computes the image's fixed features that the model reads; None without."""
-    wavelets = getattr(getattr(model, "linear", None), "wavelets", None)
-    return None if wavelets is None else wavelets.in_advance
+    features = getattr(getattr(model, "linear", None), "features", None)
+    return None if features is None else features.in_advance
 
 
 def frozen_note_encoder(model: "Model") -> "NoteEncoder | None":

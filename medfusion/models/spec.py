@@ -38,6 +38,12 @@ class InputSpec:
         return self.image_size
 
     @property
+    def solid(self) -> tuple[int, int, int]:
+        """The three sides of a volume."""
+        assert len(self.image_size) == 3, "an image has no third side"
+        return self.image_size
+
+    @property
     def column_values(self) -> int:
         """Numbers that describe one column: value, missing, selected, one indicator per label."""
         return 3 + self.labels

@@ -40,7 +40,7 @@ def test_windows_are_those_of_captum(space):
 def test_features_of_the_image_computed_in_advance_are_computed_anew():
     model = random_model(LogisticOptions(modalities=("image",)))
     inputs = random_inputs(2)
-    ahead = {**inputs, "image_features": model.linear.wavelets(inputs["image"])}
+    ahead = {**inputs, "image_features": model.linear.features(inputs["image"])}
     found = occlusion(model, ahead)
     assert found.abs().max() > 0
     assert torch.equal(found, occlusion(model, inputs))

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from medfusion.data.encode import SELECTED
 from medfusion.models.blocks.precision import at_least_float32
+from medfusion.models.blocks.volume_cells import VolumeCells
 from medfusion.models.blocks.wavelets import Wavelets
 from medfusion.models.spec import FeatureAxis, InputSpec
 
@@ -30,8 +31,8 @@ _SMALLEST_SQUARE = 1e-4  # far below that of real features, far above the roundi
 class LinearPath(nn.Module):
     """The sum of one linear layer for each modality, all of which start at zero.
 
-    - Image: its `Wavelets`. Text: the mean of the note's states. Both are brought to one length,
-      and are zero, with a flag set, where there is none.
+    - Image: its `Wavelets`, or a volume's `VolumeCells`. Text: the mean of the note's states. Each
+      is brought to one length, and is zero, with a flag set, where there is none.
     - Tabular: values, missing flags and indicators of the selected columns. The selected flags
       are not among them: they are the same for every patient of a site, so they would say what
       the bias says, and lengthen each patient's gradient; what privacy clips away of that is
@@ -54,8 +55,12 @@ class LinearPath(nn.Module):
         self._modalities = modalities
         self._values = spec.column_values - 1
         if "image" in modalities:
-            self.wavelets = Wavelets(spec.image_channels, spec.plane)
-            self.image = _zero(self.wavelets.count + 1, spec.labels)
+            self.features = (
+                VolumeCells(spec.image_channels, spec.solid)
+                if len(spec.image_size) == 3
+                else Wavelets(spec.image_channels, spec.plane)
+            )
+            self.image = _zero(self.features.count + 1, spec.labels)
         if "tabular" in modalities:
             self.tabular = _zero(spec.columns * self._values, spec.labels)
         if "text" in modalities:
@@ -66,10 +71,10 @@ class LinearPath(nn.Module):
         """Return [B, L]; ``states_BPS`` are the states of the notes, if text is read."""
         found = []
         if "image" in self._modalities:
-            waves = inputs.get("image_features")
-            if waves is None:  # not computed in advance, or the image was changed since
-                waves = self.wavelets(inputs["image"])
-            found.append(self.image(_flagged(waves, inputs["image_present"])))
+            seen = inputs.get("image_features")
+            if seen is None:  # not computed in advance, or the image was changed since
+                seen = self.features(inputs["image"])
+            found.append(self.image(_flagged(seen, inputs["image_present"])))
         if "tabular" in self._modalities:
             found.append(self.tabular(read_columns(inputs["tabular"])))
         if states_BPS is not None:

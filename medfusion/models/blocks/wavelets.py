@@ -64,14 +64,14 @@ class Wavelets(nn.Module):
         """
         with torch.no_grad(), torch.autocast(image_BCHW.device.type, enabled=False):
             x_BCHW = image_BCHW.to(self.bank.dtype)
-            found = [_standardised(_cells(x_BCHW))]
+            found = [standardised(_cells(x_BCHW))]
             halved = x_BCHW.shape[-1] < self._breadth
             if halved:
                 found.append(x_BCHW.new_zeros(len(x_BCHW), self._of_octave))
             for octave in range(int(halved), self._octaves):
                 if octave > int(halved):
                     x_BCHW = functional.avg_pool2d(x_BCHW, 2)
-                found.append(_standardised(_cells(self._moduli(x_BCHW))))
+                found.append(standardised(_cells(self._moduli(x_BCHW))))
             return torch.cat(found, dim=1)
 
     def in_advance(self, image_BCHW: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ def _cells(maps: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(maps, _GRID)
 
 
-def _standardised(maps: Tensor) -> Tensor:
-    """Flatten maps [B, ...] and bring each sample to mean 0 and variance 1."""
+def standardised(maps: Tensor) -> Tensor:
+    """Flatten maps [B, ...] and bring each sample to mean 0 and variance 1; level ones to 0."""
     flat = maps.flatten(1)
     return functional.layer_norm(flat, flat.shape[1:], eps=_FLOOR)
 
