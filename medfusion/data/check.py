@@ -18,6 +18,7 @@ from medfusion.data.site import Site, load_site, mapping_findings, task_columns
 from medfusion.data.split import TRAIN, describe_torn_patients, patients_in_two_parts, split_of
 from medfusion.data.studies import Studies, local_name, validate_studies
 from medfusion.data.table import Table, read_table
+from medfusion.data.volumes import lacks_orientation
 from medfusion.errors import DataError
 
 SEVERITIES = ("error", "warning", "note")
@@ -156,6 +157,8 @@ def _image_findings(
     for problem in sorted(set(problems.tolist()) - {""}):
         message = f"expected a readable {formats} file: {problem}"
         yield from cells.finding(problems == problem, "image-unreadable", message)
+    if site.task.image.dims == 3:
+        yield from _orientation_findings(studies, cells)
     yield from header_findings(studies.images, where)
     owners = defaultdict(set)
     for path, patient in zip(studies.images, studies.patient_ids, strict=True):
@@ -163,6 +166,18 @@ def _image_findings(
     shared = np.array([bool(path) and len(owners[path]) > 1 for path in studies.images], dtype=bool)
     message = "the same image belongs to several patients, who may be one and the same"
     yield from cells.finding(shared, "image-shared", message, severity="warning")
+
+
+def _orientation_findings(studies: Studies, cells: Cells) -> Iterator[Finding]:
+    """Volumes whose left and right are a guess."""
+    lack = [path is not None and lacks_orientation(path) for path in studies.images]
+    message = (
+        "the NIfTI header does not tell how the volume lies in the patient (qform_code and "
+        "sform_code are 0), so that left and right are a guess; write it anew with its "
+        "orientation, or make sure that the guess is right"
+    )
+    guessed = np.array(lack, dtype=np.bool_)
+    yield from cells.finding(guessed, "volume-unoriented", message, severity="warning")
 
 
 def _label_findings(site: Site, studies: Studies, table: Table) -> Iterator[Finding]:

@@ -91,12 +91,13 @@ def _slice(dataset: "Dataset", number: int, frames: int) -> _Slice:
     if frames > 1 and not frame.get("PerFrameFunctionalGroupsSequence"):
         raise DataError("a DICOM file of many frames does not tell the position of each")
     direction = np.array(frame.ImageOrientationPatient, dtype=np.float64)
+    position = np.array(frame.ImagePositionPatient, dtype=np.float64)
     down, right = (float(mm) for mm in frame.PixelSpacing)
-    if not (down > 0 and right > 0 and np.isfinite(direction).all()):
-        raise DataError("a volume's DICOM file has no sensible spacing or orientation")
+    if not (min(down, right) > 0 and np.isfinite([*direction, *position, down, right]).all()):
+        raise DataError("a volume's DICOM file has no sensible spacing, orientation or position")
     return _Slice(
         modality_values(frame, number if frames > 1 else None),
-        np.array(frame.ImagePositionPatient, dtype=np.float64),
+        position,
         direction[:3],
         direction[3:],
         (down, right),

@@ -27,7 +27,7 @@ from medfusion.errors import DataError
 
 Pixels = NDArray[np.uint8]
 
-_DECODER = 2  # raise it whenever decode_image comes to give other pixels
+_DECODER = 3  # raise it whenever decode_image comes to give other pixels
 _UNOPENED = "an image cannot be opened"
 _CHUNK_BYTES = 64 * 2**20
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)

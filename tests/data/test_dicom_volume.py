@@ -124,6 +124,7 @@ def change(series: Path, number: int, **tags: object) -> None:
     dataset.save_as(path)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
@@ -134,6 +135,8 @@ def change(series: Path, number: int, **tags: object) -> None:
         ({"PhotometricInterpretation": "MONOCHROME1"}, "not grey"),
         ({"ImagePositionPatient": None}, "does not tell ImagePositionPatient"),
         ({"PixelSpacing": [0.0, 1.0]}, "no sensible spacing"),
+        ({"PixelSpacing": ["inf", "inf"]}, "no sensible spacing"),
+        ({"ImagePositionPatient": ["nan", 0, 0]}, "no sensible spacing"),
     ],
 )
 def test_a_mixed_series_is_refused(tmp_path: Path, tags: dict, message: str) -> None:

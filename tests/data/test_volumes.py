@@ -1,14 +1,18 @@
 """Volumes: from files to voxels of the task's size."""
 
+import gzip
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from site_folder import HEADER, make_site
 
+from medfusion.data.check import check_site
 from medfusion.data.images import ImageCache, image_problems
 from medfusion.data.task import ImageSpec
-from medfusion.data.volumes import decode_volume, resample
+from medfusion.data.volumes import decode_volume, lacks_orientation, resample
 from medfusion.errors import DataError
 
 SPEC = ImageSpec(dims=3, size=(16, 18, 20))
@@ -181,3 +185,115 @@ def test_a_compressed_file_is_read_to_its_checksum(tmp_path):
     path.write_bytes(data)
     with pytest.raises(DataError, match="cannot be read"):
         decode_volume(path, SPEC)
+
+
+def write_nifti(
+    path: Path, spacing: object = 1.0, *, axes: str = "RAS", unit: str = "", version: int = 1
+) -> Path:
+    """Write a cube of 20 mm with a bright half to the front; ``axes`` "" tells no orientation."""
+    nibabel = pytest.importorskip("nibabel")
+    voxels = np.full((20, 20, 20), 100, np.uint8)
+    voxels[:, 10:] = 200
+    ornt = nibabel.orientations.axcodes2ornt(axes or "LAS")
+    affine = nibabel.orientations.inv_ornt_aff(ornt, voxels.shape)
+    kind = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
+    image = kind(nibabel.orientations.apply_orientation(voxels, ornt), affine)
+    if unit:
+        image.header.set_xyzt_units(unit, "sec")
+    data = bytearray(image.to_bytes())
+    header = kind.header_class(data[: image.header.sizeof_hdr])
+    header["pixdim"][1:4] = spacing
+    if not axes:
+        header["sform_code"] = header["qform_code"] = 0
+    data[: header.sizeof_hdr] = header.binaryblock
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("spacing", [np.nan, np.inf, 0.0, -1.0, (1.0, 1.0, np.nan)], ids=str)
+@pytest.mark.parametrize("axes", ["RAS", "SPL", ""])
+def test_a_nifti_files_spacing_is_three_lengths(tmp_path, axes, spacing):
+    path = write_nifti(tmp_path / "secret.nii", spacing, axes=axes)
+    for wanted in (None, 2.0):
+        spec = SPEC.model_copy(update={"spacing": wanted})
+        with pytest.raises(DataError, match="expected a spacing of three lengths above 0") as told:
+            decode_volume(path, spec)
+        assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("unit", "of_a_mm"), [("", 1.0), ("mm", 1.0), ("micron", 1000.0), ("meter", 0.001)]
+)
+def test_a_nifti_files_spacing_is_in_its_unit(tmp_path, unit, of_a_mm, version):
+    spec = ImageSpec(dims=3, size=(32, 32, 32), spacing=1.0, window=(0.0, 255.0))
+    path = write_nifti(tmp_path / "v.nii", of_a_mm, unit=unit, version=version)
+    assert [len(set(side)) for side in np.nonzero(decode_volume(path, spec)[0])] == [20] * 3
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPI", "SPL"])
+def test_distances_go_with_their_axes_whatever_the_affine_says(tmp_path, axes):
+    """An affine may lead to a template, to which it stretches; pixdim is the scanner's."""
+    along = {"R": 2.0, "L": 2.0, "A": 1.0, "P": 1.0, "S": 0.5, "I": 0.5}
+    path = write_nifti(tmp_path / "v.nii", [along[axis] for axis in axes], axes=axes)
+    spec = ImageSpec(dims=3, size=(64, 64, 64), spacing=1.0, window=(0.0, 255.0))
+    found = decode_volume(path, spec)[0]
+    assert [len(set(side)) for side in np.nonzero(found)] == [40, 20, 10]
+    assert found[32, 40, 32] == 200
+    assert found[32, 24, 32] == 100
+
+
+@pytest.mark.parametrize(
+    ("spacing", "found"), [(1000.0, "more"), ((1e7, 0.01, 0.01), "more"), (0.001, "one")]
+)
+def test_a_volume_of_an_absurd_size_is_refused_before_it_takes_memory(tmp_path, spacing, found):
+    spec = SPEC.model_copy(update={"spacing": 1.0})
+    expected = f"expected at most 268,435,456 voxels.*found {found}: .*unit.*mend the file"
+    with pytest.raises(DataError, match=expected):
+        decode_volume(write_nifti(tmp_path / "a.nii", spacing), spec)
+    voxels, lengths = np.zeros((20, 20, 20), np.uint8), np.ones(3) * spacing
+    with pytest.raises(DataError, match=expected):
+        decode_volume(save(tmp_path / "a.npz", volume=voxels, spacing=lengths), spec)
+
+
+@pytest.mark.parametrize(("axes", "lacks"), [("", True), ("RAS", False), ("SPL", False)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_whether_a_file_tells_its_orientation(tmp_path, axes, lacks, version):
+    plain = write_nifti(tmp_path / "v.nii", axes=axes, version=version)
+    packed = tmp_path / "v.nii.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert [lacks_orientation(path) for path in (plain, packed)] == [lacks, lacks]
+    (tmp_path / "folder").mkdir()
+    plain.rename(tmp_path / "folder" / "v.nii")
+    assert lacks_orientation(tmp_path / "folder") == lacks
+
+
+def test_what_cannot_be_read_lacks_no_orientation(tmp_path):
+    for name in ("v.nii", "v.nii.gz", "v.npz"):
+        assert not lacks_orientation(tmp_path / name)
+        (tmp_path / name).write_bytes(b"no NIfTI")
+        assert not lacks_orientation(tmp_path / name)
+
+
+def test_site_check_names_the_rows_of_odd_volumes(tmp_path):
+    rows = [f"secret{n},p{n},secret{n}.nii,,60,1,F,{n % 2},0" for n in range(6)]
+    site = make_site(tmp_path, tuple(rows), header=HEADER)
+    task = (tmp_path / "task.toml").read_text()
+    volumes = "dims = 3\nsize = [16, 16, 16]\nspacing = 1.0"
+    (tmp_path / "task.toml").write_text(task.replace("size = [16, 16]", volumes))
+    for number, axes in enumerate(["RAS", "", "SPL", "", "LPI", "RAS"]):
+        spacing = {4: np.nan, 5: 1000.0}.get(number, 1.0 + 0.1 * number)
+        write_nifti(site / "images" / f"secret{number}.nii", spacing, axes=axes)
+    report = check_site(site)
+    found = {
+        code: [(f.severity, f.message) for f in report.findings if f.code == code]
+        for code in ("image-unreadable", "volume-unoriented")
+    }
+    ((severity, message),) = found["volume-unoriented"]
+    assert severity == "warning"
+    assert message.startswith("2 cells (rows 3, 5): the NIfTI header does not tell how")
+    assert [severity for severity, _ in found["image-unreadable"]] == ["error"] * 2
+    told = " ".join(message for _, message in found["image-unreadable"])
+    assert "1 cell (row 6): " in told
+    assert "1 cell (row 7): " in told
+    assert "secret" not in str(report.to_json())
