@@ -57,8 +57,15 @@ class GeneratingOptions(Options):
 
     fusion: str
     generated: tuple[str, ...] | None = None
-    embedding: int = Field(default=8, ge=1, le=256)
+    embedding: int = Field(default=8, ge=2, le=256)  # one number of mean square 1 is a sign
     rank: int | None = Field(default=None, ge=1)
+
+    @field_validator("generated")
+    @classmethod
+    def _each_layer_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not 0 < len(value) == len(set(value)):
+            raise ValueError("expected at least one layer, each once")
+        return value
 
     @model_validator(mode="after")
     def _generated_layers_belong_to_hyperfusion(self) -> Self:

@@ -7,10 +7,20 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from volumes import volume_inputs, volume_task
 
+from medfusion.errors import ConfigError
 from medfusion.models.blocks.encoders import Encoder
-from medfusion.models.blocks.generated import Embedding, Generated, convolve_each, generate
+from medfusion.models.blocks.generated import (
+    Embedding,
+    Generated,
+    can_be_generated,
+    convolve_each,
+    generate,
+)
 from medfusion.models.blocks.inside import Inside
+from medfusion.models.options import HyperFusionOptions, MedFusionNetOptions
+from medfusion.models.registry import build_model
 from medfusion.models.spec import InputSpec
 
 B, WIDTH = 5, 8
@@ -157,3 +167,50 @@ def test_the_published_initial_variance_which_takes_that_of_the_input_does_not_h
         layer.generator.weight.div_(sqrt(1 / 12))
         wrong = layer(torch.relu(x), e) - layer.base(torch.relu(x))
     assert float(wrong.square().mean()) > 5.0
+
+
+def small(**options: object) -> HyperFusionOptions:
+    return HyperFusionOptions.parse({"width": 8, "stages": 2, **options}, where="test")
+
+
+@pytest.mark.parametrize("linear_path", [False, True])
+@pytest.mark.parametrize("backbone", ["resnet", "vgg"])
+def test_whatever_layer_is_offered_may_be_generated(backbone, linear_path):
+    chosen = {"backbone": backbone, "linear_path": linear_path}
+    plain = build_model(small(fusion="none", **chosen), volume_task(), seed=0)
+    names = list(can_be_generated(plain))
+    assert {"image.stages.1.conv2", "head1", "head2"} <= set(names)
+    with pytest.raises(ConfigError, match=f"expected some of {', '.join(names)}$"):
+        build_model(small(generated=["head"], **chosen), volume_task(), seed=0)
+    model = build_model(small(generated=names, **chosen), volume_task(), seed=0)
+    inputs = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in volume_inputs(3).items()
+    }
+    inputs["image_present"][0] = False
+    model(inputs).sum().backward()
+    assert all(isinstance(model.get_submodule(name), Generated) for name in names)
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["embedding.out", "embedding.columns.tabular", "image.stem", "linear.image"]
+)
+def test_what_is_not_run_with_an_embedding_is_refused_and_not_offered(name):
+    with pytest.raises(ConfigError, match=f"no layer '{name}' that can be generated") as told:
+        build_model(small(generated=[name], linear_path=True), volume_task(), seed=0)
+    assert name not in str(told.value).split("expected some of")[1].split(", ")
+
+
+@pytest.mark.parametrize("options", [HyperFusionOptions, MedFusionNetOptions])
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"generated": ["head1", "head1"]}, "generated: expected at least one layer, each once"),
+        ({"generated": []}, "generated: expected at least one layer, each once"),
+        ({"embedding": 1}, "embedding = 1: input should be greater than or equal to 2"),
+    ],
+)
+def test_layers_are_named_once_and_an_embedding_is_more_than_a_sign(options, chosen, told):
+    with pytest.raises(ConfigError, match=told):
+        options.parse({"fusion": "hyperfusion", **chosen}, where="test")

@@ -32,13 +32,14 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
 from medfusion.errors import ConfigError, did_you_mean
-from medfusion.models.blocks.linear_path import read_columns
+from medfusion.models.blocks.linear_path import LinearPath, read_columns
 from medfusion.models.blocks.precision import at_least_float32
 from medfusion.models.spec import FeatureAxis, InputSpec
 
-_GAIN = 2.0  # every layer that may be generated reads a rectified input
+_GAIN = 2.0  # as the base's, for a rectified input
 _SHARE = 0.5  # of a layer's initial variance that comes from the generated weights
 _HIDDEN = 16
+_STEM = "stem"  # an encoder's first convolution
 
 
 class Columns(nn.Module):
@@ -147,20 +148,37 @@ def generate(
     Raises
     ------
     ConfigError
-        If there is no such layer.
+        If there is no such layer, or none that can be generated.
     """
-    known = {
-        prefix + name: layer
-        for name, layer in layers.named_modules()
-        if isinstance(layer, nn.Linear | _ConvNd)
-    }
+    known = {prefix + name: layer for name, layer in can_be_generated(layers).items()}
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"model.generated: no layer {name!r}{did_you_mean(name, known)}; expected some of "
-                f"{', '.join(known)}"
+                f"model.generated: no layer {name!r} that can be generated"
+                f"{did_you_mean(name, known)}; expected some of {', '.join(known)}"
             )
         layers.set_submodule(name.removeprefix(prefix), Generated(known[name], embedding, rank))
+
+
+def can_be_generated(layers: nn.Module) -> dict[str, nn.Linear | _ConvNd]:
+    """Name the convolutions and linear layers below ``layers`` whose weights may be generated.
+
+    Not those of an `Embedding`, of which weights are made, of `Columns` and a `LinearPath`, which
+    read no maps, nor an encoder's ``stem``, whose input is no rectified one.
+    """
+    apart = {
+        part
+        for whole in layers.modules()
+        if isinstance(whole, Embedding | Columns | LinearPath)
+        for part in whole.modules()
+    }
+    return {
+        name: layer
+        for name, layer in layers.named_modules()
+        if isinstance(layer, nn.Linear | _ConvNd)
+        and layer not in apart
+        and name.rpartition(".")[2] != _STEM
+    }
 
 
 def column_rows(layers: nn.Module) -> dict[str, FeatureAxis]:
