@@ -1,6 +1,6 @@
 """Boxes that were drawn on a site's images, as validated arrays.
 
-Legend: N studies, M boxes of a study at most, R rows of a file.
+Legend: N studies, M boxes of a study at most, R rows of a file, I images that it lists.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.data.box_files import BoxRows
+from medfusion.data.box_files import BoxRows, ListedImages
 from medfusion.data.findings import Cells, Finding
 from medfusion.data.images import stored_size
 
@@ -20,6 +20,8 @@ Mask = NDArray[np.bool_]
 _VISIBLE = 0.01  # pixels: less of a side is no box to learn or to find
 _SLACK = 1.0  # pixels: tools differ in whether the last pixel of a box counts
 _MANY = 0.5  # share of the boxes
+
+Sizes = dict[Path, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,22 +86,24 @@ def place_boxes(
     The boxes without those that are wrong, and a finding for each kind of problem.
     """
     study_of = {str(name): number for number, name in enumerate(study_ids)}
+    known: Sizes = {}
     study = np.array([study_of.get(name, -1) for name in drawn.studies], dtype=np.int64)
     kind = np.array(
         [names.index(name) + 1 if name in names else 0 for name in drawn.labels], dtype=np.int64
     )
-    sizes = _sizes(study, images)  # [R, 2]
+    sizes = _sizes(study, images, known)  # [R, 2]
     without_image = np.array([s >= 0 and images[s] is None for s in study], dtype=bool)
     numbers: Mask = np.all(np.isfinite(drawn.xywh), axis=1)
     positive: Mask = numbers & (drawn.xywh[:, 2:] > 0).all(axis=1)
     measured: Mask = positive & np.isfinite(sizes).all(axis=1)
     outside: Mask = measured & _leaves(drawn.xywh, sizes)
-    rows = Cells.absent(drawn.where, drawn.rows)
+    rows = Cells.absent(drawn.where, drawn.rows, "annotation" if drawn.listed else "row")
+    named = "the image" if drawn.listed else "the id"
     findings = [
         *rows.finding(
             study < 0,
             "box-of-unknown-study",
-            "expected the id of a study in the table, found another one",
+            f"expected {named} of a study in the table, found another one",
         ),
         *rows.finding(
             kind == 0,
@@ -126,7 +130,11 @@ def place_boxes(
             "leave it",
         ),
         *_swapped(rows, drawn.xywh, sizes, measured, outside),
+        *_tiny(rows, drawn.xywh, measured),
     ]
+    if drawn.listed is not None:
+        where = np.array([study_of.get(name, -1) for name in drawn.listed.studies], dtype=np.int64)
+        findings += _listed(drawn.where, drawn.listed, where, _sizes(where, images, known))
     good = np.flatnonzero((study >= 0) & (kind > 0) & measured & ~outside)
     boxes, beyond, copied = _padded(
         study[good], kind[good], _shares(drawn.xywh[good], sizes[good]), len(study_ids), most
@@ -145,9 +153,13 @@ def place_boxes(
     return boxes, findings
 
 
-def _sizes(study: NDArray[np.int64], images: Sequence[Path | None]) -> NDArray[np.float64]:
-    """Return width and height of each row's image, [R, 2]; NaN where there is none to read."""
-    known: dict[Path, tuple[float, float]] = {}
+def _sizes(
+    study: NDArray[np.int64], images: Sequence[Path | None], known: Sizes
+) -> NDArray[np.float64]:
+    """Return width and height of each row's image, [R, 2]; NaN where there is none to read.
+
+    They are remembered in ``known``.
+    """
     sizes = np.full((len(study), 2), np.nan)
     for row, number in enumerate(study):
         path = images[number] if number >= 0 else None
@@ -188,6 +200,45 @@ def _swapped(
             message = f"would fit into their images if the file had {slip}; look at some of them"
             return rows.finding(fits, "box-swapped", message, severity="warning")
     return []
+
+
+def _tiny(rows: Cells, xywh: NDArray[np.float64], measured: Mask) -> list[Finding]:
+    """Warn where most boxes have the sides of a box in shares of its image."""
+    tiny: Mask = measured & (xywh[:, 2:] <= 1).all(axis=1)
+    if not tiny.any() or tiny.sum() < _MANY * measured.sum():
+        return []
+    message = (
+        "no wider and no higher than a pixel; if the file has shares of the image (0 to 1), turn "
+        "x, y, width and height into pixels of the stored image, x and y of the left top corner"
+    )
+    return rows.finding(tiny, "box-tiny", message, severity="warning")
+
+
+def _listed(
+    where: str, listed: ListedImages, study: NDArray[np.int64], sizes: NDArray[np.float64]
+) -> list[Finding]:
+    """Compare the images that a file lists with the studies [I] and stored sizes [I, 2]."""
+    cells = Cells.absent(where, listed.numbers, "image")
+    findings = cells.finding(
+        study < 0,
+        "image-of-unknown-study",
+        "expected a file that a study names as its image, found none; it counts for no study",
+        severity="warning",
+    )
+    both = np.isfinite(sizes).all(axis=1) & np.isfinite(listed.sizes).all(axis=1)
+    unlike: Mask = both & (sizes != listed.sizes).any(axis=1)
+    if unlike.any():
+        first = int(np.flatnonzero(unlike)[0])
+        stored, declared = (
+            f"{size[0]:g} x {size[1]:g}" for size in (sizes[first], listed.sizes[first])
+        )
+        message = (
+            f"expected the width and height of the stored image, {stored} of image "
+            f"{listed.numbers[first]}, found {declared}; store the images that were drawn on, or "
+            "scale the boxes to the stored ones and correct width and height"
+        )
+        findings += cells.finding(unlike, "image-size", message)
+    return findings
 
 
 def _shares(xywh: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -208,8 +208,19 @@ def _label_findings(site: Site, studies: Studies, table: Table) -> Iterator[Find
             )
             yield Finding("note", "label-prevalence", where, message)
     if len(studies) and not (studies.labels == 1).any():
+        yield _without_positives(site, studies, table)
+
+
+def _without_positives(site: Site, studies: Studies, table: Table) -> Finding:
+    """Refuse a site that teaches nothing; images without boxes teach where nothing is to find."""
+    if not site.task.detects:
         message = "expected a study with at least one label 1, found no positives in any label"
-        yield Finding("error", "no-positives", table.name, message)
+        return Finding("error", "no-positives", table.name, message)
+    if np.isfinite(studies.labels).any():
+        message = "no boxes at all: this site teaches only where nothing is to be found"
+        return Finding("warning", "no-positives", site.boxes.name, message)
+    message = "expected boxes, or images that were looked at for them, found neither"
+    return Finding("error", "no-positives", site.boxes.name, message)
 
 
 def _target_findings(site: Site, studies: Studies, table: Table) -> Iterator[Finding]:

@@ -43,16 +43,19 @@ class Cells:
         int64 [N], spreadsheet rows (the header is row 1).
     text
         N stripped strings; blank means missing.
+    noun
+        What ``rows`` number: spreadsheet rows, or the entries of a file that is no table.
     """
 
     where: str
     rows: NDArray[np.int64]
     text: Sequence[str]
+    noun: str = "row"
 
     @classmethod
-    def absent(cls, where: str, rows: NDArray[np.int64]) -> Self:
+    def absent(cls, where: str, rows: NDArray[np.int64], noun: str = "row") -> Self:
         """Make a column that the site does not have: every cell is blank."""
-        return cls(where, rows, [""] * len(rows))
+        return cls(where, rows, [""] * len(rows), noun)
 
     def finding(
         self, mask: NDArray[np.bool_], code: str, message: str, severity: Severity = "error"
@@ -60,25 +63,30 @@ class Cells:
         """Report the cells under ``mask`` (bool [N]), if there are any."""
         if not mask.any():
             return []
-        count = f"{plural(int(mask.sum()), 'cell')} ({rows_text(self.rows[mask])})"
-        return [Finding(severity, code, self.where, f"{count}: {message}")]
+        which = rows_text(self.rows[mask], self.noun)
+        if self.noun == "row":
+            which = f"{plural(int(mask.sum()), 'cell')} ({which})"
+        return [Finding(severity, code, self.where, f"{which}: {message}")]
 
 
-def rows_text(rows: Iterable[int]) -> str:
-    """Name the first rows, and how many more there are."""
-    listed = sorted(int(row) for row in rows)
+def rows_text(rows: Iterable[int], noun: str = "row") -> str:
+    """Name the first rows, or whatever else is numbered, and how many more there are."""
+    listed = sorted({int(row) for row in rows})
     shown = ", ".join(str(row) for row in listed[:_SHOWN_ROWS])
     more = len(listed) - _SHOWN_ROWS
-    return f"row{'s' if len(listed) > 1 else ''} {shown}" + (
-        f" and {more} more" if more > 0 else ""
-    )
+    several = noun if len(listed) == 1 else _plural_of(noun)
+    return f"{several} {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 cell``, ``2 cells``, ``2 studies``."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"
+    """``1 cell``, ``2 cells``, ``2 studies``, ``2 boxes``."""
+    return f"1 {noun}" if count == 1 else f"{count:,} {_plural_of(noun)}"
+
+
+def _plural_of(noun: str) -> str:
+    if noun.endswith("y"):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith("x") else f"{noun}s"
 
 
 def raise_errors(findings: Iterable[Finding], *, site: str) -> None:

@@ -74,7 +74,8 @@ def _site_data(site: Site, studies: Studies, split: NDArray[np.int8]) -> SiteDat
 def require_positives(site: SiteData) -> None:
     """Refuse a site whose every known label is 0: it has nothing to teach.
 
-    The target of a regression needs to be known somewhere.
+    The target of a regression needs to be known somewhere, and so do boxes: images without any
+    teach where nothing is to be found.
 
     Raises
     ------
@@ -87,6 +88,13 @@ def require_positives(site: SiteData) -> None:
             raise DataError(
                 f"site {site.name!r}: expected a number in column {columns} of some study, found "
                 f"none in {len(labels)} studies: check the column and its `from` in site.toml"
+            )
+    elif site.task.detects:
+        if not np.isfinite(labels).any():
+            raise DataError(
+                f"site {site.name!r}: expected boxes of {columns}, or images that were looked at "
+                f"for them, found neither in {len(labels)} studies: check "
+                f"{site.config.files.boxes.name}"
             )
     elif not (labels == 1).any():
         raise DataError(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medfusion.data.box_files import read_box_file
+from medfusion.data.box_files import BoxRows, read_box_file
 from medfusion.data.boxes import Boxes, place_boxes
-from medfusion.data.findings import Cells, Finding
+from medfusion.data.findings import Cells, Finding, plural, rows_text
 from medfusion.data.site import Site
 from medfusion.errors import DataError
 
@@ -24,8 +24,10 @@ def add_boxes(
 ) -> tuple["Studies", list[Finding]]:
     """Return the studies of a task of detection with their boxes, and what is wrong with these.
 
-    A study has a label if a box says so. Where the table has a column for the label, both must
-    say the same: 1 with a box, 0 without; blank (nobody looked for it) goes without as well.
+    A study has a label if a box says so, and lacks it if its image was looked at. COCO JSON lists
+    such images; a table of boxes cannot, and speaks for every image. Where the table of studies has
+    a column for the label, both must say the same: 1 with a box, 0 without; blank (nobody looked
+    for it) goes without as well.
 
     Parameters
     ----------
@@ -52,15 +54,39 @@ def add_boxes(
     boxes, wrong = place_boxes(
         drawn, study_ids=studies.study_ids, images=studies.images, names=names, most=most
     )
-    labels, contradictions = _labels(studies, boxes.present(len(names)), names, where)
-    return replace(studies, boxes=boxes, labels=labels), [*findings, *wrong, *contradictions]
+    findings += wrong
+    seen, unlisted = _looked_at(studies, drawn)
+    if len(where) < len(names):
+        findings += unlisted
+    labels, contradictions = _labels(studies, boxes.present(len(names)), seen, names, where)
+    findings += contradictions
+    findings += _counts(boxes, labels, drawn.where, names, where)
+    return replace(studies, boxes=boxes, labels=labels), findings
+
+
+def _looked_at(studies: "Studies", drawn: BoxRows) -> tuple[NDArray[np.bool_], list[Finding]]:
+    """Return whose image was looked at for boxes, bool [N], and a note of the others."""
+    seen = np.array([image is not None for image in studies.images], dtype=bool)
+    if drawn.listed is None:
+        return seen, []
+    without = seen & ~np.isin(studies.study_ids, drawn.listed.studies)
+    if not without.any():
+        return seen, []
+    message = (
+        f"does not list the images of {plural(int(without.sum()), 'study')} "
+        f"({rows_text(studies.rows[without])} of the table): they count as not looked at"
+    )
+    return seen & ~without, [Finding("note", "image-not-listed", drawn.where, message)]
 
 
 def _labels(
-    studies: "Studies", present: NDArray[np.bool_], names: tuple[str, ...], where: dict[str, str]
+    studies: "Studies",
+    present: NDArray[np.bool_],
+    seen: NDArray[np.bool_],
+    names: tuple[str, ...],
+    where: dict[str, str],
 ) -> tuple[NDArray[np.float32], list[Finding]]:
     """Return labels [N, L], of boxes where the table has no column, and contradictions."""
-    seen = np.array([image is not None for image in studies.images], dtype=bool)
     labels, findings = studies.labels.copy(), []
     for number, name in enumerate(names):
         boxed = present[:, number]
@@ -81,3 +107,29 @@ def _labels(
             "where nobody drew boxes",
         )
     return labels, findings
+
+
+def _counts(
+    boxes: Boxes,
+    labels: NDArray[np.float32],
+    file: str,
+    names: tuple[str, ...],
+    where: dict[str, str],
+) -> list[Finding]:
+    """Say how many boxes each label has; of one with a column, the check of that says the rest."""
+    findings = []
+    for number, name in enumerate(names):
+        mine = boxes.classes == number + 1
+        count, boxed = int(mine.sum()), int(mine.any(axis=1).sum())
+        known = int(np.isfinite(labels[:, number]).sum())
+        place = f"{file}, label {name!r}"
+        if known == 0 and name not in where:
+            message = "known for no study, so this site teaches nothing about it"
+            findings.append(Finding("warning", "label-unknown", place, message))
+        elif count == 0 and name not in where:
+            message = f"no boxes in {plural(known, 'known study')}"
+            findings.append(Finding("warning", "one-class-label", place, message))
+        else:
+            message = f"{plural(count, 'box')} in {boxed:,} of {plural(known, 'known study')}"
+            findings.append(Finding("note", "label-boxes", place, message))
+    return findings

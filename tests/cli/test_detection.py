@@ -42,6 +42,16 @@ def test_a_federation_trains_and_reports_boxes(cohort, tmp_path):
     assert "ap50_iobb" in call("evaluate", out / "model", north)
 
 
+def test_a_hospital_without_boxes_takes_part(tmp_path):
+    config = write_boxes(tmp_path / "cohort")
+    north = config.parent / "sites" / "north"
+    (north / "boxes.csv").write_text("study_id,label,x,y,width,height\n")
+    assert not check_site(north).failed
+    summary = simulated(config, tmp_path / "run", "run.rounds=1", "training.steps=1")
+    assert summary["sites"]["north"]["ap50"] is None
+    assert summary["sites"]["south"]["ap50"] is not None
+
+
 def test_a_private_run_pays_for_its_boxes_and_tells_none(cohort, tmp_path):
     settings = ("privacy.enabled=true", "privacy.target_epsilon=20", "run.rounds=1")
     summary = simulated(cohort, tmp_path / "run", *settings, "training.steps=2")
@@ -67,6 +77,8 @@ def test_the_four_rows_of_the_ablation_are_settings(cohort, tmp_path):
         assert set(arm["ap50_by_label"]) == {"above", "below"}
         assert arm["ap"]["ci95"] is not None
     assert "AP at IoU .5" in output
+    assert "AP@.5 by label" in output
+    assert "AUROC" not in output
 
 
 @pytest.mark.parametrize(

@@ -1,55 +1,32 @@
 """Boxes of a site: read, checked, scaled, joined with their studies."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from box_folder import (
+    BOXES,
+    HEADER,
+    HEIGHT,
+    ROWS,
+    WIDTH,
+    findings,
+    make,
+    read,
+    refused,
+    write_coco,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from site_folder import make_site
 
 from medfusion.data.box_files import BoxRows
 from medfusion.data.boxes import _leaves, place_boxes
 from medfusion.data.check import check_site
 from medfusion.data.images import stored_size
-from medfusion.data.site import open_site
-from medfusion.data.site_data import load_site_data, pool
-from medfusion.data.studies import Studies, read_studies
+from medfusion.data.site_data import load_site_data, pool, require_positives
 from medfusion.data.task import Task
 from medfusion.errors import ConfigError, DataError
-
-WIDTH, HEIGHT = 24, 20  # of the images that site_folder writes
-HEADER = "study_id,patient_id,image,notes,age,smoker,sex"
-ROWS = ("s3,p1,a.png,,60,1,F", "s1,p1,,,61,,F", "s2,p2,b.png,,,0,M")
-BOXES = ("s3,icu,2,3,6,5", "s2,death,12,10,12,10", "s3,death,0,0,1.5,2")
-
-
-def make(
-    folder: Path,
-    boxes: tuple[str, ...] = BOXES,
-    *,
-    rows=ROWS,
-    header=HEADER,
-    most: int = 3,
-    box_header: str = "study_id,label,x,y,width,height",
-) -> Path:
-    site = make_site(folder, rows, header=header)
-    task = (folder / "task.toml").read_text().replace('"multilabel"', '"detection"')
-    (folder / "task.toml").write_text(task + f"[boxes]\nmost = {most}\n")
-    (site / "boxes.csv").write_text("\n".join([box_header, *boxes]) + "\n")
-    return site
-
-
-def read(site: Path) -> Studies:
-    return read_studies(open_site(site))
-
-
-def refused(site: Path) -> str:
-    with pytest.raises(DataError) as error:
-        read(site)
-    return str(error.value)
 
 
 def test_boxes_are_shares_of_their_images_and_say_the_labels(tmp_path):
@@ -69,49 +46,6 @@ def test_the_order_of_rows_changes_nothing(tmp_path):
     second = read(make(tmp_path / "b", BOXES[::-1])).boxes
     np.testing.assert_array_equal(first.corners, second.corners)
     np.testing.assert_array_equal(first.classes, second.classes)
-
-
-def test_coco_json_gives_the_same_boxes(tmp_path):
-    expected = read(make(tmp_path / "csv")).boxes
-    site = make(tmp_path / "coco")
-    coco = {
-        "images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png"}],
-        "categories": [{"id": 1, "name": "icu"}, {"id": 2, "name": "death"}],
-        "annotations": [
-            {"image_id": 7, "category_id": 1, "bbox": [2, 3, 6, 5]},
-            {"image_id": 8, "category_id": 2, "bbox": [12, 10, 12, 10]},
-            {"image_id": 7, "category_id": 2, "bbox": [0, 0, 1.5, 2]},
-        ],
-    }
-    (site / "boxes.json").write_text(json.dumps(coco))
-    toml = site / "site.toml"
-    toml.write_text(toml.read_text() + '[files]\nboxes = "boxes.json"\n')
-    found = read(site).boxes
-    np.testing.assert_array_equal(found.corners, expected.corners)
-    np.testing.assert_array_equal(found.classes, expected.classes)
-    (site / "boxes.json").write_text(json.dumps({**coco, "categories": []}))
-    assert "expected images with id and file_name" in refused(site)
-
-
-@pytest.mark.parametrize("linked", ["site", "folder", "file"])
-def test_coco_json_finds_images_behind_links(tmp_path, linked):
-    site = make(tmp_path / "real")
-    coco = {
-        "images": [{"id": 7, "file_name": "a.png"}],
-        "categories": [{"id": 1, "name": "icu"}],
-        "annotations": [{"image_id": 7, "category_id": 1, "bbox": [2, 3, 6, 5]}],
-    }
-    (site / "boxes.json").write_text(json.dumps(coco))
-    toml = site / "site.toml"
-    toml.write_text(toml.read_text() + '[files]\nboxes = "boxes.json"\n')
-    if linked == "site":
-        (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
-        site = tmp_path / "link" / site.name
-    else:
-        moved = "images" if linked == "folder" else "images/a.png"
-        (site / moved).rename(site / "kept")
-        (site / moved).symlink_to(site / "kept")
-    assert read(site).boxes.classes.tolist() == [[0] * 3, [0] * 3, [1, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +86,6 @@ def test_missing_columns_and_files_are_named(tmp_path):
     assert "no such file of boxes" in refused(site)
 
 
-def findings(site: Path) -> dict[str, str]:
-    return {f.code: f"{f.severity} {f.message}" for f in check_site(site).findings}
-
-
 def test_swapped_sides_are_pointed_out(tmp_path):
     tall = ("s2,icu,2,1,3,23", "s3,icu,1,2,2,22")
     found = findings(make(tmp_path, tall))
@@ -171,7 +101,57 @@ def test_swapped_sides_are_pointed_out(tmp_path):
 def test_copies_are_pointed_out(tmp_path):
     assert "copied-box" not in findings(make(tmp_path))
     found = findings(make(tmp_path / "copies", (*BOXES, BOXES[0])))
-    assert found["copied-box"].startswith("warning 1 cell (row ")
+    assert found["copied-box"].startswith("warning boxes.csv: 1 cell (row ")
+
+
+def test_boxes_in_shares_of_their_images_are_pointed_out(tmp_path):
+    shares = ("s2,icu,0.1,0.2,0.5,0.3", "s3,icu,0.5,0.5,0.25,1", "s3,death,0,0,0.001,0.5")
+    found = findings(make(tmp_path, shares))["box-tiny"]
+    assert found.startswith("warning boxes.csv: 3 cells (rows 2, 3, 4): no wider")
+    assert "turn x, y, width and height into pixels" in found
+    one_of_many = (*BOXES, "s2,icu,2,1,0.5,0.5")
+    assert "box-tiny" not in findings(make(tmp_path / "one", one_of_many))
+    assert "box-tiny" not in findings(make(tmp_path / "thin", ("s2,icu,2,1,0.5,9",)))
+
+
+def counts(site: Path) -> list[str]:
+    report = check_site(site)
+    assert not report.failed
+    return [f"{f.severity} {f.where}: {f.message}" for f in report.findings if "label" in f.where]
+
+
+def test_the_boxes_of_each_label_are_counted(tmp_path):
+    assert counts(make(tmp_path / "both", (*BOXES, "s3,death,4,4,5,5"))) == [
+        "note boxes.csv, label 'icu': 1 box in 1 of 2 known studies",
+        "note boxes.csv, label 'death': 3 boxes in 2 of 2 known studies",
+    ]
+    one, other = counts(make(tmp_path / "one", BOXES[:1]))
+    assert one == "warning boxes.csv, label 'death': no boxes in 2 known studies"
+    assert other.startswith("note boxes.csv, label 'icu'")
+    rows = tuple(f"{row},0" for row in ROWS)  # what the column says, it is asked for itself
+    boxes, prevalence = BOXES[:1], "boxes.csv, label 'death': 0 boxes in 0 of 3 known studies"
+    site = make(tmp_path / "column", boxes, rows=rows, header=HEADER + ",death")
+    assert f"note {prevalence}" in counts(site)
+
+
+def test_a_hospital_without_boxes_may_take_part(tmp_path):
+    site = make(tmp_path, ())
+    found = findings(site)["no-positives"]
+    assert found.startswith("warning boxes.csv: no boxes at all")
+    assert not check_site(site).failed
+    require_positives(load_site_data(site))
+    np.testing.assert_array_equal(read(site).labels, [[np.nan] * 2, [0, 0], [0, 0]])
+
+
+def test_a_hospital_where_nobody_looked_for_boxes_teaches_nothing(tmp_path):
+    site = write_coco(make(tmp_path), images=[], annotations=[])
+    found = check_site(site).findings
+    assert [(f.code, f.where) for f in found if f.severity == "error"] == [
+        ("no-positives", "boxes.json")
+    ]
+    assert sum(f.code == "label-unknown" for f in found) == 2
+    with pytest.raises(DataError, match=r"looked at for them, found neither.*boxes\.json"):
+        require_positives(load_site_data(site))
 
 
 def test_labels_in_the_table_must_agree_with_the_boxes(tmp_path):
