@@ -1,10 +1,15 @@
-"""Average precision against a plain reading of COCO's rules, one detection at a time."""
+"""Average precision against COCO's own code and a plain reading of its rules, which knows IoBB."""
+
+import io
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
 
 from medfusion.evaluation.box_matching import IOU_LEVELS, Drawn, match_boxes, overlaps
@@ -90,6 +95,58 @@ def test_figures_are_those_of_a_plain_loop(seed):
     for label in range(L):
         ours = [result[name].values[0, 0, label] for name in FIGURES]
         np.testing.assert_allclose(ours, expected(found, drawn, label), atol=1e-12)
+
+
+def boxes_of(corners, labels, known) -> list[dict[str, object]]:
+    """COCO's entries of what has a known label; corners [N, K, 4], labels [N, K]."""
+    entries = []
+    for study, place in zip(*np.nonzero(labels), strict=True):
+        label, (x, y, right, bottom) = int(labels[study, place]), corners[study, place].tolist()
+        if known[study, label - 1]:
+            sides = [x, y, right - x, bottom - y]
+            where = {"image_id": int(study), "category_id": label, "bbox": sides}
+            entries.append(where | {"place": place})
+    return entries
+
+
+def by_coco(found, drawn: Drawn) -> np.ndarray:
+    """AP at .5, AP and AR of each label [L, 3], NaN where nothing is drawn, by pycocotools."""
+    truth, answers = COCO(), boxes_of(found[..., :4], found[..., 5], drawn.known)
+    truth.dataset = {
+        "images": [{"id": study} for study in range(len(found))],
+        "categories": [{"id": label} for label in range(1, L + 1)],
+        "annotations": [
+            each | {"id": number, "iscrowd": 0, "area": each["bbox"][2] * each["bbox"][3]}
+            for number, each in enumerate(
+                boxes_of(drawn.corners, drawn.classes, drawn.known), start=1
+            )
+        ],
+    }
+    for each in answers:
+        each["score"] = found[each["image_id"], each["place"], 4]
+    with redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        judge = COCOeval(truth, truth.loadRes(answers), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+    # [levels, recalls, labels] and [levels, labels] of all sizes and up to 100 detections
+    precision, recall = judge.eval["precision"][..., 0, 2], judge.eval["recall"][..., 0, 2]
+    figures = [precision[0].mean(axis=0), precision.mean(axis=(0, 1)), recall.mean(axis=0)]
+    return np.where(recall[0][:, None] < 0, np.nan, np.stack(figures, axis=1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**20), st.sampled_from([0.0, 0.3, 1.0]))
+def test_figures_are_those_of_pycocotools(seed, noise):
+    """On the grid scores and overlaps tie; off it overlaps are of any size."""
+    found, drawn = draw(seed, studies=8)
+    drawn.classes[seed % 8] = 0  # nothing to find in this one
+    rng = np.random.default_rng(seed)
+    found[..., :4] += noise * rng.normal(size=found[..., :4].shape)
+    found[..., 2:4] = np.maximum(found[..., 2:4], found[..., :2] + 0.1)
+    result = detection_figures(found[None, None], drawn, np.arange(8), resamples=0)
+    ours = np.stack([result[name].values[0, 0] for name in ("ap50", "ap", "ar")], axis=1)
+    np.testing.assert_allclose(ours, by_coco(found, drawn), atol=1e-6, rtol=0)
 
 
 @settings(deadline=None, max_examples=15)
