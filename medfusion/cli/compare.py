@@ -217,8 +217,12 @@ def _show(plan: "Comparison", result: dict[str, Any], page: Path) -> None:
         console.width = max(console.width, _PIPED_WIDTH)
     headings = _headings(result["arms"])
     console.print(_arms_table(result["arms"], headings, plan.truth.measures.headline.key))
-    if result["arms"][0]["auroc"]:
-        console.print(_labels_table(result["arms"], plan.truth.names))
+    by_label = {macro: key for key, macro in plan.truth.measures.by_label.items()}
+    macro = plan.truth.measures.headline.key
+    macro = macro if macro in by_label else "auroc_macro"
+    if macro in by_label and macro in headings:
+        told = _labels_table(result["arms"], plan.truth.names, by_label[macro], headings[macro])
+        console.print(told)
     for index, arm in enumerate(result["arms"]):
         if len(arm["cross_site"]) > 1:
             console.print(_cross_site_table(index, arm, plan.truth.measures.headline))
@@ -273,12 +277,14 @@ def _worst(site: dict[str, Any] | None, key: str) -> str:
     return f"{_number(site[key])} {site['site']}" if site else "-"
 
 
-def _labels_table(arms: list[dict[str, Any]], labels: "Sequence[str]") -> "Table":
+def _labels_table(
+    arms: list[dict[str, Any]], labels: "Sequence[str]", key: str, figure: str
+) -> "Table":
     from rich.table import Table
 
-    table = Table("arm", *labels, title="AUROC by label", title_justify="left")
+    table = Table("arm", *labels, title=f"{figure} by label", title_justify="left")
     for index, arm in enumerate(arms):
-        table.add_row(str(index), *(_number(arm["auroc"][name]["mean"]) for name in labels))
+        table.add_row(str(index), *(_number(arm[key][name]["mean"]) for name in labels))
     return table
 
 
