@@ -1,6 +1,7 @@
 """The coordinator's part in secure aggregation (`medfusion.transport.secagg`)."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -23,14 +24,15 @@ from medfusion.transport.requests import (
     read_reply,
     secagg_record,
 )
-from medfusion.transport.secagg import Revealed, unmasked
-from medfusion.transport.secagg_keys import Offer
+from medfusion.transport.secagg import ENCRYPTED_BYTES, Revealed, unmasked
+from medfusion.transport.secagg_keys import Offer, check_offer
 from medfusion.transport.secagg_options import SecureAggregationOptions
 from medfusion.transport.updates import moved_by, size_of
 from server.exchange import Check, Replies
 from server.reply_checks import check_masked
 
 SURVIVORS = "survivors.json"
+_SHARES = re.compile(rf"[0-9a-f]{{{2 * ENCRYPTED_BYTES}}}")
 T = TypeVar("T")
 Exchange = Callable[[list[Message], Check], Replies]
 """Sends messages, and returns the replies that pass a check."""
@@ -71,7 +73,10 @@ class SecureRound:
         asked = {self.names[message.metadata.dst_node_id]: message for message in messages}
         offered = self._ask("offer", asked, {name: {} for name in asked}, self._read_offer)
         offers = list(offered.values())
-        told = {"offers": [offer.model_dump() for offer in offers]}
+        told = {
+            "offers": [offer.model_dump() for offer in offers],
+            "members": sorted(self.patients),
+        }
 
         def read_shares(name: str, answer: dict[str, Any]) -> dict[str, str]:
             return _read_texts(answer["shares"], expected=offered.keys() - {name})
@@ -116,6 +121,7 @@ class SecureRound:
             raise FederationError(f"expected keys of {name!r}, found those of another site")
         if offer.patients != self.patients[name]:
             raise FederationError(f"{name!r} offers other patients than it declared")
+        check_offer(self.run, self.number, offer)  # else all others would refuse the round
         return offer
 
     def _ask(
@@ -189,8 +195,9 @@ class SecureRound:
 
 
 def _read_texts(texts: dict[str, Any], *, expected: AbstractSet[str]) -> dict[str, str]:
-    if texts.keys() != expected or not all(isinstance(text, str) for text in texts.values()):
-        raise FederationError("expected shares for each other site")
+    formed = all(isinstance(text, str) and _SHARES.fullmatch(text) for text in texts.values())
+    if texts.keys() != expected or not formed:
+        raise FederationError("expected encrypted shares for each other site")
     return texts
 
 

@@ -33,7 +33,8 @@ def check_settings(
     """Refuse what this hospital does not allow.
 
     A run of another task; one that asks for more epsilon than the site grants, or for no
-    privacy at all; one about too few patients; one that names a file on this machine.
+    privacy at all, or for updates that are not masked as the site demands; one about too few
+    patients; one that names a file on this machine.
 
     Raises
     ------
@@ -60,10 +61,23 @@ def check_settings(
             "privacy.enabled = false: this site takes part under differential privacy only "
             "([policy] allow_without_privacy)"
         )
+    _check_masks(settings, policy)
     if not isinstance(settings.model, HyperFusionOptions):  # which reads no text
         _check_encoder(settings.model.text.encoder)
     if isinstance(settings.model, WITH_INIT):
         _check_init(settings.model)
+
+
+def _check_masks(settings: RunSettings, policy: PolicyOptions) -> None:
+    """Refuse updates that are not hidden in sums of as many sites as the hospital demands."""
+    secure = settings.secure_aggregation
+    found = 0 if secure is None else secure.threshold
+    if found < policy.min_masked_sites:
+        raise ConfigError(
+            f"[server.secure_aggregation] threshold = {found if secure else 'unset'}: this site "
+            f"sends updates only into sums of at least {policy.min_masked_sites} sites "
+            "([policy] min_masked_sites)"
+        )
 
 
 def check_declared(policy: PolicyOptions, patients_public: int) -> None:

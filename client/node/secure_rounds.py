@@ -89,10 +89,11 @@ class SecureRounds:
         if step == "share":
             offers = [Offer.parse(one, where="offer") for one in asked["offers"]]
             signers = {offer.site: offer.signer for offer in offers}
-            self._require_known(settings.run_id, signers.keys())
-            # Pinned only once they have signed: else one bad offer would stand for good.
-            shares = part.share(offers, self._pinned(signers, keep=False))
+            members = self._members(settings.run_id, asked.get("members", signers), signers)
+            # Kept only once all have signed: else one bad offer would stand for good.
+            shares = part.share(offers, self._pinned(signers, keep=False), members=len(members))
             self._pinned(signers, keep=True)
+            self._keep(settings.run_id, sites=members)
             return reply_with({"shares": shares})
         if step == "confirm":
             survivors = sorted(str(name) for name in asked["survivors"])
@@ -145,22 +146,19 @@ class SecureRounds:
     def _pinned(self, seen: Mapping[str, str], *, keep: bool) -> dict[str, str]:
         return pinned_peers(self._folder / "peers.json", seen, keep=keep)
 
-    def _require_known(self, run: str, sites: Iterable[str]) -> None:
-        """Let the run go on among the sites that it began with; others come in none of its rounds.
+    def _members(self, run: str, told: Iterable[Any], offering: Iterable[str]) -> list[str]:
+        """Return the sites of the run: those of its first masked round; no other comes in later.
 
-        A coordinator that invented a site when it pleases would learn the update of one that is
-        left alone with it.
+        A site that is lost for a while is among them still. A coordinator that invented a site
+        when it pleases would learn the update of one that is left alone with it.
         """
-        kept, named = self._kept(run), sorted(sites)
-        if "sites" not in kept:
-            self._write(run, kept | {"sites": named})
-            return
-        began = kept["sites"]
-        if strangers := sorted(set(named) - set(began)):
+        members: list[str] = self._kept(run).get("sites") or sorted(str(name) for name in told)
+        if strangers := sorted(set(offering) - set(members)):
             raise FederationError(
-                f"the run's masked rounds began among {', '.join(began)}: {', '.join(strangers)} "
-                "may take part in another run"
+                f"the run's masked rounds began among {', '.join(members)}: "
+                f"{', '.join(strangers)} may take part in another run"
             )
+        return members
 
     def _require_same(self, run: str, number: int, survivors: list[str]) -> None:
         """Raise if in this round another sum was helped with before."""
@@ -173,14 +171,13 @@ class SecureRounds:
             )
 
     def _keep_learned(self, run: str, number: int, survivors: list[str]) -> None:
-        kept = self._kept(run)
-        kept["rounds"] = kept.get("rounds", {}) | {str(number): survivors}
-        self._write(run, kept)
+        self._keep(run, rounds=self._kept(run).get("rounds", {}) | {str(number): survivors})
 
-    def _write(self, run: str, kept: Mapping[str, Any]) -> None:
-        path = self._path(run)
-        make_folder(path.parent)
-        write_json(path, {"schema": 1, **kept}, durable=True)
+    def _keep(self, run: str, **parts: Any) -> None:
+        path, kept = self._path(run), self._kept(run)
+        if kept | parts != kept:
+            make_folder(path.parent)
+            write_json(path, {"schema": 1, **kept, **parts}, durable=True)
 
     def _path(self, run: str) -> Path:
         return self._folder / "secagg" / f"{run}.json"

@@ -109,7 +109,8 @@ class PolicyOptions(Options):
     ``min_patients`` is the smallest number of patients about whom anything may leave.
     ``allow_without_privacy`` lets a coordinator run without differential privacy, which hands
     out exact counts and updates; a simulation may do so in any case. With ``approve`` "ask" a run
-    waits until somebody at the hospital approves it.
+    waits until somebody at the hospital approves it. ``min_masked_sites`` demands secure
+    aggregation: the fewest sites whose sum of updates a coordinator may learn; 0 demands none.
     """
 
     max_epsilon: float = Field(default=8.0, gt=0)
@@ -117,6 +118,7 @@ class PolicyOptions(Options):
     min_patients: int = Field(default=10, ge=1)
     allow_without_privacy: bool = False
     approve: Literal["always", "ask"] = "always"
+    min_masked_sites: int = Field(default=0, ge=0)
 
 
 class ComputeOptions(Options):

@@ -16,9 +16,13 @@ after 3 still counts. Below the threshold of sites an exchange ends the round, a
 by then says nothing: every masked update is hidden by a seed or by a key that too few shares are
 known of.
 
-**Trust.** The coordinator may deviate from the protocol, among sites that know one another. Two
-lists of survivors cannot both be signed by a threshold of more than half of the sites, if these
-sign once; the site refuses a lower one. A site believes the lasting keys that it pinned: against a
+**Trust.** The coordinator may deviate from the protocol, among sites that know one another. Of n
+sites, two different lists of survivors need 2 t - n that sign both to reach the threshold t twice,
+and honest ones sign once. So t above n / 2, which every site insists on, is enough where all
+sites are honest; a coordinator that deviates *together with c sites* learns single updates unless
+2 t - n > c: with t above 2 n / 3, as in [1]_, up to a third of them. Against those who keep to the
+protocol and pool what they see, t - 1 sites and the coordinator learn nothing but the others' sum.
+A site believes the lasting keys that it pinned: against a
 coordinator that *invents* sites only a comparison of these keys by another channel helps
 (`client.node.pinned_peers`). Masks hide updates from the coordinator and give
 no differential privacy: what the sum tells of a patient is what the plan accounts for.
@@ -44,6 +48,7 @@ from medfusion.federation.signatures import SigningKey, is_signed
 from medfusion.options import Options
 from medfusion.transport import shamir
 from medfusion.transport.secagg_keys import (
+    TAG_BYTES,
     Offer,
     agree,
     decrypted,
@@ -54,6 +59,7 @@ from medfusion.transport.secagg_keys import (
     survivors_content,
 )
 
+ENCRYPTED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES  # what one site sends to another
 Share = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * shamir.SHARE_BYTES}}}$")]
 
 
@@ -115,15 +121,19 @@ class MaskingSite:
         signature = self._signing.sign("secagg", content)
         return unsigned.model_copy(update={"signature": signature})
 
-    def share(self, offers: Sequence[Offer], pinned: Mapping[str, str]) -> dict[str, str]:
+    def share(
+        self, offers: Sequence[Offer], pinned: Mapping[str, str], *, members: int
+    ) -> dict[str, str]:
         """Return, for each other site, its encrypted shares.
 
         Parameters
         ----------
         offers
-            Of all sites that take part.
+            Of all sites that take part in the round.
         pinned
             Their lasting keys.
+        members
+            Number of the run's sites, lost ones too.
 
         Raises
         ------
@@ -136,9 +146,10 @@ class MaskingSite:
         if len(named) < len(offers) or named.get(self._site) != self.offer():
             raise FederationError("expected each site once, and this one with its own keys")
         self._require(len(named))
-        if 2 * self._threshold <= len(named):
+        members = max(members, len(named))
+        if 2 * self._threshold <= members:
             raise FederationError(
-                f"threshold = {self._threshold} of {len(named)} sites: expected more than half, "
+                f"threshold = {self._threshold} of {members} sites: expected more than half, "
                 "or two sums of different sites could be learned"
             )
         for name, one in named.items():
@@ -247,7 +258,11 @@ class MaskingSite:
         if name == self._site:
             return self._shares[place]
         assert self._inbox is not None
-        text = decrypted(self._channel(name, self._site), bytes.fromhex(self._inbox[name]))
+        try:
+            sent = bytes.fromhex(self._inbox[name])
+        except ValueError:
+            return None
+        text = decrypted(self._channel(name, self._site), sent)
         if text is None or len(text) != 2 * shamir.SHARE_BYTES:
             return None
         return text[: shamir.SHARE_BYTES], text[shamir.SHARE_BYTES :]
@@ -312,7 +327,7 @@ def unmasked(
             if name in getattr(given, kind)
         }
         try:
-            return shamir.join(shares, threshold=threshold)
+            return shamir.join(shares, threshold=threshold)  # wrong ones are passed over
         except ValueError as error:
             raise FederationError(f"secure aggregation: shares of site {name!r}: {error}") from None
 

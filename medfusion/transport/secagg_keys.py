@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from medfusion.errors import FederationError
+from medfusion.federation.signatures import is_signed
 from medfusion.options import Options
 from medfusion.privacy.keystream import derive_key, encode_info
 
 _DOMAIN = "medfusion secure aggregation 1"
+_KEY = r"^[0-9a-f]{64}$"
+TAG_BYTES = 16  # by which `encrypted` makes a text longer
 _NONCE = bytes(12)  # a key encrypts one message only
 
 
@@ -30,8 +33,8 @@ class Offer(Options):
 
     site: str
     patients: int = Field(ge=1)
-    encrypting: str
-    masking: str
+    encrypting: str = Field(pattern=_KEY)
+    masking: str = Field(pattern=_KEY)
     signer: str
     signature: str
 
@@ -40,6 +43,21 @@ def offer_content(run: str, number: int, offer: Offer) -> bytes:
     """Return what a site signs of its keys and patients."""
     keys = (offer.encrypting, offer.masking)
     return encode_info(_DOMAIN, "offer", run, number, offer.site, offer.patients, *keys)
+
+
+def check_offer(run: str, number: int, offer: Offer) -> None:
+    """Check that an offer is signed by the key that it names, and that its keys can be used.
+
+    Raises
+    ------
+    FederationError
+        If not.
+    """
+    content = offer_content(run, number, offer)
+    if not is_signed(offer.signer, "secagg", content, offer.signature):
+        raise FederationError(f"the keys of site {offer.site!r} are not signed by its own key")
+    for key in (offer.encrypting, offer.masking):
+        agree(X25519PrivateKey.generate(), key, "check")
 
 
 def survivors_content(

@@ -11,8 +11,9 @@ class SecureAggregationOptions(Options):
     Attributes
     ----------
     threshold
-        Fewest sites whose sum may be learned: more than half of those that take part. Fewer
-        than this lost in a round are made up for.
+        Fewest sites whose sum may be learned: more than half of the run's. More than two thirds
+        where up to a third might deviate together with the coordinator. A round goes on while
+        as many sites are there.
     update_range
         Largest entry of a site's update in a round; a site with a larger one sends nothing. The
         sum is exact to ``update_range * 2**-29`` a site, times all patients over those that

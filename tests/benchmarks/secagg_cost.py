@@ -96,9 +96,11 @@ def measured(count: int, parameters: int) -> dict[str, Any]:
     offers = [site.offer() for site in sites.values()]
     first = next(iter(sites))
     begin = time.process_time()
-    shares = {first: sites[first].share(offers, pinned)}
+    shares = {first: sites[first].share(offers, pinned, members=len(sites))}
     own = time.process_time() - begin
-    shares |= {n: s.share(offers, pinned) for n, s in sites.items() if n != first}
+    shares |= {
+        n: s.share(offers, pinned, members=len(sites)) for n, s in sites.items() if n != first
+    }
     lost = list(sites)[-max(1, count // 10) :]
     inboxes = {n: {giver: sent[n] for giver, sent in shares.items() if giver != n} for n in sites}
     update = np.random.default_rng(0).normal(scale=0.01, size=parameters)

@@ -109,6 +109,26 @@ def test_a_deployed_node_refuses_what_a_simulation_may(cohort, tmp_path, overrid
     assert message in str(read_error(asker.ask("train", settings=settings)))
 
 
+@pytest.mark.parametrize(
+    ("demanded", "secure", "said"),
+    [
+        (3, None, "threshold = unset: this site sends updates only into sums of at least 3 sites"),
+        (3, 2, "threshold = 2"),
+        (3, 3, None),
+        (0, None, None),
+    ],
+)
+def test_a_site_demands_that_updates_travel_masked(cohort, tmp_path, demanded, secure, said):
+    def demanding(data):
+        policy = data.config.policy.model_copy(update={"min_masked_sites": demanded})
+        return replace(data, config=data.config.model_copy(update={"policy": policy}))
+
+    masked = [] if secure is None else [f"server.secure_aggregation.threshold={secure}"]
+    asker = Asker(cohort, tmp_path, *masked, simulated=False, change=demanding)
+    error = read_error(asker.ask("select"))
+    assert (error is None) if said is None else (said in str(error))
+
+
 def test_too_few_patients_for_the_policy_are_refused(cohort, tmp_path):
     asker = Asker(cohort, tmp_path, change=lambda data: replace(data, patients_public=9))
     assert "min_patients = 10" in str(read_error(asker.ask("train")))

@@ -164,7 +164,7 @@ def ask_securely(asker: NodeAsker) -> RecordDict:
     offers = [Offer.parse(one, where="offer") for one in listed]
     ask("secagg", step="share", offers=listed)
     pinned = {one.site: one.signer for one in offers}
-    sent = {name: other.share(offers, pinned) for name, other in others.items()}
+    sent = {name: site.share(offers, pinned, members=len(offers)) for name, site in others.items()}
     one = others[peers[0]]
     one.mask(np.zeros(3, np.uint32), {SITES[0]: found["shares"][peers[0]]})
     ask("train", inbox={name: shares[SITES[0]] for name, shares in sent.items()})

@@ -80,14 +80,15 @@ def test_the_model_is_that_of_plain_rounds(tmp_path):
         np.testing.assert_allclose(masked[name], plain[name], atol=1e-6)
 
 
+@pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("step", ["offer", "share", "mask", "confirm", "reveal"])
-def test_a_site_that_is_lost_on_the_way_counts_if_its_update_came(tmp_path, step):
-    part = make(tmp_path, {"west": [(2, step)]})
+def test_a_site_that_is_lost_on_the_way_counts_if_its_update_came(tmp_path, step, at):
+    part = make(tmp_path, {"west": [(at, step)]})
     outcome = part.run()
     lost = step in ("offer", "share", "mask")
     expected = 0.0
     for number in (1, 2, 3):
-        names = [n for n in PATIENTS if not (lost and number == 2 and n == "west")]
+        names = [n for n in PATIENTS if not (lost and number == at and n == "west")]
         weights = [PATIENTS[name] for name in names]
         expected += np.average([number * STEPS[name] for name in names], weights=weights)
     found = arrays_of(outcome)["bias.weight"]
@@ -101,6 +102,36 @@ def test_below_the_threshold_the_run_stops_and_no_update_was_sent(tmp_path):
         part.run()
     sent = [reply for site in part.sites.values() for reply in site.replies]
     assert not any(MASKED in record for r in sent for record in r.array_records.values())
+
+
+def worthless(data, spoiled):
+    """A site's answer that fits the protocol in form."""
+    if spoiled == "signature":
+        return data | {"offer": data["offer"] | {"signature": "00" * 64}}
+    if spoiled == "point of low order":
+        return data | {"offer": data["offer"] | {"masking": "00" * 32}}
+    if spoiled == "shares":
+        return data | {"shares": dict.fromkeys(data["shares"], "zz")}
+    wrong = dict.fromkeys(data["revealed"]["seeds"], f"{2**400 + 7:0132x}")
+    return {"revealed": data["revealed"] | {"seeds": wrong}}
+
+
+@pytest.mark.parametrize("name", PATIENTS)
+@pytest.mark.parametrize("spoiled", ["signature", "point of low order", "shares", "revealed"])
+def test_one_site_that_spoils_its_answers_ends_no_round(tmp_path, spoiled, name):
+    part = make(tmp_path)
+    genuine, key = part.sites[name].secagg, {"shares": "shares", "revealed": "revealed"}
+
+    def answer(content, number):
+        data = read_reply(reply := genuine(content, number))
+        spoils = number == 2 and key.get(spoiled, "offer") in data
+        return reply_with(worthless(data, spoiled)) if spoils else reply
+
+    part.sites[name].secagg = answer
+    outcome = part.run()
+    assert len(outcome.progress.rounds) == 3
+    counted = {n for n, s in outcome.progress.rounds[1]["sites"].items() if s["status"] == "ok"}
+    assert counted == PATIENTS.keys() - ({name} if spoiled != "revealed" else set())
 
 
 @pytest.mark.parametrize("step", ["offer", "shares", "signature", "revealed"])
@@ -166,7 +197,8 @@ class Pair:
 
     def begin(self, number):
         offers = [self.ask(name, number, step="offer")["offer"] for name in self.sites]
-        return {n: self.ask(n, number, step="share", offers=offers)["shares"] for n in self.sites}
+        told = {"offers": offers, "members": list(self.sites)}
+        return {n: self.ask(n, number, step="share", **told)["shares"] for n in self.sites}
 
 
 def test_a_second_sum_of_a_round_is_of_the_same_sites_or_refused(tmp_path):
@@ -195,7 +227,19 @@ def test_no_site_comes_into_a_run_that_has_begun(tmp_path):
     request = Received.parse(pair._content(2, {"step": "offer"}))
     offers.append(read_reply(ghost.secure.answer(request, pair.settings))["offer"])
     with pytest.raises(FederationError, match="began among east, north: ghost may take part in"):
-        pair.ask("east", 2, step="share", offers=offers)
+        pair.ask("east", 2, step="share", offers=offers, members=["east", "ghost", "north"])
+
+
+def test_a_site_that_was_lost_at_first_is_of_the_run_and_counts_for_the_majority(tmp_path):
+    pair = Pair(tmp_path)
+    offers = [pair.ask(name, 1, step="offer")["offer"] for name in pair.sites]
+    four = ["east", "north", "south", "west"]
+    with pytest.raises(FederationError, match="threshold = 2 of 4 sites: expected more than half"):
+        pair.ask("east", 1, step="share", offers=offers, members=four)
+    pair.ask("north", 1, step="share", offers=offers, members=four[:3])
+    kept = json.loads(next((tmp_path / "north" / "secagg").glob("*.json")).read_text())
+    assert kept["sites"] == four[:3]
+    assert not list((tmp_path / "east").glob("secagg/*"))  # nothing stands for good that failed
 
 
 def test_what_is_asked_again_is_answered_likewise(tmp_path):

@@ -45,7 +45,9 @@ class MaskedSum:
         offered = self._step("offer", self.sites, lambda name: self.sites[name].offer())
         self.offers = list(offered.values())
         shares = self._step(
-            "share", offered, lambda name: self.sites[name].share(self.offers, self.pinned)
+            "share",
+            offered,
+            lambda name: self.sites[name].share(self.offers, self.pinned, members=len(self.parts)),
         )
 
         def mask(name):

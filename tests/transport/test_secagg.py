@@ -1,5 +1,7 @@
 """Secure aggregation: what it sums, whom it survives, what it shows and what it refuses."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -144,7 +146,7 @@ def until(step, **changes):
     order = STEPS.index(step)
     offers = [site.offer() for site in run.sites.values()]
     if order > 1:
-        shares = {n: s.share(offers, run.pinned) for n, s in run.sites.items()}
+        shares = {n: s.share(offers, run.pinned, members=4) for n, s in run.sites.items()}
     if order > 2:
         for name, site in run.sites.items():
             site.mask(run.parts[name], {g: x[name] for g, x in shares.items() if g != name})
@@ -158,17 +160,17 @@ def test_keys_that_their_site_did_not_sign_are_refused():
     mallory = signing_key("mallory")
     forged = MaskingSite("b", mallory, run="run", number=3, threshold=3, patients=100).offer()
     with pytest.raises(FederationError, match="'b' are not signed by its own key"):
-        run.sites["a"].share([offers[0], forged, *offers[2:]], run.pinned)
+        run.sites["a"].share([offers[0], forged, *offers[2:]], run.pinned, members=4)
     content = offer_content("run", 2, offers[1])
     old = offers[1].model_copy(update={"signature": signing_key("b").sign("secagg", content)})
     with pytest.raises(FederationError, match="not signed"):  # of another round
-        run.sites["a"].share([offers[0], old, *offers[2:]], run.pinned)
+        run.sites["a"].share([offers[0], old, *offers[2:]], run.pinned, members=4)
     lighter = offers[1].model_copy(update={"patients": 10**18})  # the others' parts would be 0
     with pytest.raises(FederationError, match="not signed"):
-        run.sites["a"].share([offers[0], lighter, *offers[2:]], run.pinned)
+        run.sites["a"].share([offers[0], lighter, *offers[2:]], run.pinned, members=4)
     swapped = offers[0].model_copy(update={"masking": offers[1].masking})
     with pytest.raises(FederationError, match="with its own keys"):
-        run.sites["a"].share([swapped, *offers[1:]], run.pinned)
+        run.sites["a"].share([swapped, *offers[1:]], run.pinned, members=4)
 
 
 def test_a_threshold_of_half_the_sites_is_refused():
@@ -193,6 +195,52 @@ def test_survivors_must_be_confirmed_by_a_threshold_on_one_list():
         until("confirm")[0].sites["a"].confirm("ab")
 
 
+@pytest.mark.parametrize(
+    ("sites", "threshold"), [("abc", 2), ("abcd", 3), ("abcde", 3), ("abcde", 4)]
+)
+def test_so_many_sites_must_deviate_with_the_coordinator_as_is_said(sites, threshold):
+    """It tells honest sites different survivors: that "a" was lost, and that it was not.
+
+    Those who deviate sign both lists, 2 t - n of them. Then a's seed and its key are both known,
+    and with them its part; with one fewer no honest site reveals anything.
+    """
+    needed = 2 * threshold - len(sites)
+
+    def revealed(liars):
+        run = MaskedSum(random_parts(sites), threshold)
+        offers = [site.offer() for site in run.sites.values()]
+        told = {"members": len(sites)}
+        shares = {n: s.share(offers, run.pinned, **told) for n, s in run.sites.items()}
+        for name, site in run.sites.items():
+            site.mask(run.parts[name], {g: x[name] for g, x in shares.items() if g != name})
+        lying, honest = sites[len(sites) - liars :], sites[: len(sites) - liars]
+        here = honest[: threshold - liars]  # a among them; the others are told that it was lost
+        lists = {"with": here + lying, "without": honest[len(here) :] + lying}
+        found = {}
+        for key, survivors in lists.items():
+            signed = {}
+            for name in survivors:
+                if name in lying:
+                    run.sites[name]._survivors = None  # a deviating site signs again
+                    run.sites[name]._revealed = False
+                try:
+                    signed[name] = run.sites[name].confirm(survivors)
+                except FederationError:
+                    break
+            for name in survivors:
+                try:
+                    given_ = run.sites[name].reveal(signed, run.pinned)
+                except FederationError:
+                    continue
+                found.setdefault(key, []).append(given_)
+        return found
+
+    both = revealed(needed)
+    assert sum("a" in given_.seeds for given_ in both["with"]) >= threshold
+    assert sum("a" in given_.keys for given_ in both["without"]) >= threshold
+    assert len(revealed(needed - 1)) <= 1
+
+
 def test_each_step_is_taken_once():
     run, offers = until("reveal")
     site = run.sites["a"]
@@ -200,21 +248,28 @@ def test_each_step_is_taken_once():
     with pytest.raises(FederationError, match="once"):
         site.reveal(run.signatures, run.pinned)
     with pytest.raises(FederationError, match="sent already"):
-        site.share(offers, run.pinned)
+        site.share(offers, run.pinned, members=4)
     with pytest.raises(FederationError, match="once"):
         site.mask(run.parts["a"], {})
 
 
-def test_wrong_shares_of_a_lost_site_are_found():
+@pytest.mark.parametrize("liars", ["a", "ab"])
+def test_wrong_shares_are_passed_over_while_enough_are_right(liars):
     run = MaskedSum(random_parts(NAMES), 4, {"mask": ["f"]})
-    genuine = run.sites["a"].reveal
 
-    def reveal(*given):
-        return genuine(*given).model_copy(update={"keys": {"f": f"{2**70:0132x}"}})
+    def reveal(genuine, *given):
+        wrong = dict.fromkeys("abcde", f"{2**70:0132x}")
+        return genuine(*given).model_copy(update={"seeds": wrong, "keys": {"f": wrong["a"]}})
 
-    run.sites["a"].reveal = reveal
-    with pytest.raises(FederationError, match="site 'f'"):
-        run.run()
+    for name in liars:
+        run.sites[name].reveal = partial(reveal, run.sites[name].reveal)
+    if liars == "ab":  # three of five shares are right, four are needed
+        with pytest.raises(FederationError, match="Expected shares of one secret"):
+            run.run()
+        return
+    total, counted = run.run()
+    expected = np.sum([run.parts[name] for name in counted], axis=0, dtype=np.uint32)
+    np.testing.assert_array_equal(total, expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 8.001, -8.001])
