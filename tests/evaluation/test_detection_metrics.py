@@ -135,6 +135,11 @@ def by_coco(found, drawn: Drawn) -> np.ndarray:
     return np.where(recall[0][:, None] < 0, np.nan, np.stack(figures, axis=1))
 
 
+def as_coco(result) -> np.ndarray:
+    """The figures that `by_coco` gives."""
+    return np.stack([result[name].values[0, 0] for name in ("ap50", "ap", "ar")], axis=1)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**20), st.sampled_from([0.0, 0.3, 1.0]))
 def test_figures_are_those_of_pycocotools(seed, noise):
@@ -145,8 +150,17 @@ def test_figures_are_those_of_pycocotools(seed, noise):
     found[..., :4] += noise * rng.normal(size=found[..., :4].shape)
     found[..., 2:4] = np.maximum(found[..., 2:4], found[..., :2] + 0.1)
     result = detection_figures(found[None, None], drawn, np.arange(8), resamples=0)
-    ours = np.stack([result[name].values[0, 0] for name in ("ap50", "ap", "ar")], axis=1)
-    np.testing.assert_allclose(ours, by_coco(found, drawn), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(as_coco(result), by_coco(found, drawn), atol=1e-6, rtol=0)
+
+
+def test_of_boxes_that_overlap_equally_the_last_is_taken_as_coco_does():
+    """The first detection lies between two boxes, the second on the latter of them."""
+    boxes = np.array([[[0.0, 0, 4, 4], [2, 0, 6, 4]]])
+    drawn = Drawn(boxes, np.ones((1, 2), dtype=np.int64), np.ones((1, L)))
+    found = np.array([[[1.0, 0, 5, 4, 0.9, 1], [2, 0, 6, 4, 0.8, 1]]])
+    result = detection_figures(found[None, None], drawn, np.arange(1), resamples=0)
+    np.testing.assert_allclose(as_coco(result), by_coco(found, drawn), atol=1e-6, rtol=0)
+    assert as_coco(result)[0, 0] == pytest.approx(51 / 101)  # one box of two, at once
 
 
 @settings(deadline=None, max_examples=15)
