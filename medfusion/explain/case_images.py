@@ -17,9 +17,11 @@ from torch.nn import functional
 from medfusion.evaluation.report.svg import picture_uri
 from medfusion.explain.attention import LabelAttention, on_the_image
 from medfusion.explain.grad_cam import grad_cam
+from medfusion.explain.integrated_gradients import image_attributions
 from medfusion.explain.occlusion import occlusion, on_pixels
 from medfusion.explain.pictures import grey, overlay, planes, with_boxes
 from medfusion.models.contract import Model
+from medfusion.models.hyperfusion import HyperFusion
 from medfusion.models.medfusion_net import MedFusionNet
 
 BOX_SCORE = 0.25  # boxes below are not drawn, but the surest
@@ -42,31 +44,51 @@ def label_figures(
     labels: Sequence[tuple[int, str]],
     *,
     exclusive: bool,
+    images_at_once: int,
 ) -> list[tuple[str, list[Figure]]]:
     """Return for each of ``labels`` (number, name) the figures of one study with an image.
 
-    ``exclusive``: see `medfusion.explain.scores.ScoresOf`.
+    ``exclusive``: see `medfusion.explain.scores.ScoresOf`. No more than ``images_at_once`` images
+    are read at once.
     """
     image = inputs["image"][0].cpu().numpy()
     numbers = [number for number, _ in labels]
     levels = grad_cam(model, inputs, numbers, exclusive=exclusive).items()
-    maps = {f"Grad-CAM, {name}": x[0] for name, x in levels}
+    drawn = [
+        (f"Grad-CAM, {name}", place, x) for name, of in levels for place, x in enumerate(of[0])
+    ]
     if attention is not None and isinstance(model, MedFusionNet):
-        weights = attention.weights["image"][:1]
-        maps["attention of the label"] = _together(on_the_image(model, weights))[0, numbers]
+        looks = _together(on_the_image(model, attention.weights["image"][:1]))[0, numbers]
+        drawn += [("attention of the label", place, x) for place, x in enumerate(looks)]
+    if isinstance(model, HyperFusion):
+        added, change = image_attributions(
+            model, inputs, numbers, exclusive=exclusive, images_at_once=images_at_once
+        )
+        due = change[0].tolist()
+        drawn += [
+            (_with_share("integrated gradients", float(x.sum()), due[place]), place, x)
+            for place, x in enumerate(added[0])
+        ]
     windows = occlusion(model, inputs, exclusive=exclusive)[0, numbers]
-    maps["occlusion"] = on_pixels(windows, image.shape[1:])
+    hidden = on_pixels(windows, image.shape[1:])
+    drawn += [("occlusion", place, x) for place, x in enumerate(hidden)]
     return [
         (
             name,
             [
                 figure
-                for title, of_labels in maps.items()
-                for figure in _figures(image, of_labels[place].cpu().numpy(), title, name)
+                for title, of, x in drawn
+                if of == place
+                for figure in _figures(image, x.cpu().numpy(), title, name)
             ],
         )
         for place, (_, name) in enumerate(labels)
     ]
+
+
+def _with_share(title: str, total: float, due: float) -> str:
+    """Tell in a title how much of what a map is due to add up to it does."""
+    return f"{title} ({total / due:.0%} of the change)" if due else title
 
 
 def plain_figures(image: NDArray[Any]) -> list[Figure]:

@@ -16,6 +16,7 @@ from medfusion.explain.attention import LabelAttention
 from medfusion.explain.case_images import box_figure, label_figures, plain_figures
 from medfusion.explain.heat_tables import HeatTable, heat_table
 from medfusion.explain.studies import Explained, ToExplain
+from medfusion.models.hyperfusion import HyperFusion
 
 _LABELS = 3  # those with the highest scores are shown in pictures and notes
 _FEATURES = 12
@@ -48,7 +49,12 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
         plain = plain_figures(image)
         exclusive = task.task.kind == "multiclass"
         pictures = label_figures(
-            what.saved.module, inputs, found.attention, picked, exclusive=exclusive
+            what.saved.module,
+            inputs,
+            found.attention,
+            picked,
+            exclusive=exclusive,
+            images_at_once=what.data.config.compute.physical_batch,
         )
     name = str(studies.study_ids[study])
     return {
@@ -58,6 +64,7 @@ def case_content(what: ToExplain, study: int, found: Explained) -> dict[str, Any
         "truth": _truth(what, study),
         "plain": plain,
         "pictures": pictures,
+        "integrated": isinstance(what.saved.module, HyperFusion),
         "features": _feature_table(what, study, found),
         "notes": _notes(what, inputs, found, picked),
         **_looks(task, found.attention),

@@ -29,13 +29,20 @@ class ScoresOf:
     changed
         The input that is explained.
     others
-        The inputs that stay; what was computed of ``changed`` in advance is left out.
+        The inputs that stay; what was computed of ``changed`` in advance is left out, unless it is
+        ``held``: then it stays as well.
     """
 
     def __init__(
-        self, model: Model, inputs: Mapping[str, Tensor], name: str, *, exclusive: bool = False
+        self,
+        model: Model,
+        inputs: Mapping[str, Tensor],
+        name: str,
+        *,
+        exclusive: bool = False,
+        held: bool = False,
     ) -> None:
-        stale = _MADE_OF.get(name, ())
+        stale = () if held else _MADE_OF.get(name, ())
         kept = {key: x for key, x in inputs.items() if key != name and key not in stale}
         self._model, self._exclusive = model, exclusive
         self._names = (name, *kept)

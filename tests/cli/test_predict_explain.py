@@ -195,6 +195,49 @@ def test_generated_weights_have_a_picture(tmp_path):
     assert "<h3>age: from 0 year</h3><svg" in page
 
 
+def write_volumes(folder: Path) -> Path:
+    """Write a site of volumes with something bright in the middle; return its folder."""
+    site = write_complete(folder)
+    task = (folder / "task.toml").read_text()
+    (folder / "task.toml").write_text(
+        task.replace("size = [32, 32]", "dims = 3\nsize = [16, 16, 16]")
+    )
+    table = (site / "studies.csv").read_text().replace(".png", ".npz")
+    (site / "studies.csv").write_text(table)
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        voxels = np.zeros((12, 14, 10), np.uint8)
+        voxels[3:9, 4:11, 2:8] = rng.integers(60, 255, (6, 7, 6))
+        np.savez(site / "images" / f"{number}.npz", volume=voxels)
+    return site
+
+
+def test_a_volume_is_cut_in_three_planes_for_every_way_to_explain_it(tmp_path):
+    site = write_volumes(tmp_path)
+    options = HyperFusionOptions(width=4, stages=2, linear_path=True)
+    page = explained(options, site, tmp_path, "--cases", "2")
+    first, second = page.split("<h2>Study s0</h2>")[1].split("<h2>Study s1</h2>")
+    assert "<img" not in first  # it has no volume
+    assert second.count("<figcaption>as the model sees it") == 3
+    for title in ("Grad-CAM, last map", "occlusion"):
+        assert second.count(f"<figcaption>{title}</figcaption>") == 2 * 3  # of each label
+    shares = re.findall(r"<figcaption>integrated gradients \((-?\d+)% of the change\)", second)
+    assert len(shares) == 2 * 3
+    assert all(80 <= int(share) <= 120 for share in shares)
+    assert "against a black image and without the linear path" in second
+
+
+def test_a_linear_model_of_volumes_has_its_occlusion_alone(tmp_path):
+    site = write_volumes(tmp_path)
+    options = LogisticOptions(modalities=("image", "tabular"))
+    page = explained(options, site, tmp_path, "--cases", "2")
+    assert set(re.findall(r"<figcaption>(.*?)</figcaption>", page)) == {
+        "as the model sees it",
+        "occlusion",
+    }
+    assert "ntegrated gradients say what each place adds" not in page
+
+
 def test_no_more_images_at_once_than_the_site_allows(tmp_path, monkeypatch):
     site, rows, forward = write_complete(tmp_path), [], HyperFusion.forward
     with (site / "site.toml").open("a") as file:

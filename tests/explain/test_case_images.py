@@ -24,7 +24,9 @@ def occluded(monkeypatch, space: tuple[int, ...], windows: tuple[int, ...]) -> l
     )
     inputs = {**random_inputs(1), "image": torch.zeros(1, 1, *space, dtype=torch.float64)}
     model, labels = random_model(OPTIONS, task), [(0, "icu")]
-    ((_, figures),) = case_images.label_figures(model, inputs, None, labels, exclusive=True)
+    ((_, figures),) = case_images.label_figures(
+        model, inputs, None, labels, exclusive=True, images_at_once=8
+    )
     found = []
     for figure in figures:
         if figure.title == "occlusion":

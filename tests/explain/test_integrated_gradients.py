@@ -1,13 +1,16 @@
 import pytest
 import torch
-from explained import K, L, T, random_inputs, random_model
+from explained import TASK, K, L, T, random_inputs, random_model
 
 from medfusion.data.encode import FIRST_INDICATOR, VALUE
+from medfusion.data.task import Task
 from medfusion.explain.integrated_gradients import (
     column_attributions,
+    image_attributions,
     neutral_columns,
     token_attributions,
 )
+from medfusion.models.hyperfusion import HyperFusion
 from medfusion.models.options import (
     HyperFusionOptions,
     LogisticOptions,
@@ -110,4 +113,70 @@ def test_notes_beside_whole_images_are_explained_few_at_a_time():
     model, inputs, rows = random_model(options), random_inputs(1), []
     model.image.register_forward_pre_hook(lambda _, read: rows.append(len(read[0])))
     token_attributions(model, inputs, steps=8, images_at_once=3)
+    assert max(rows) == 3
+
+
+VOLUMES = Task.parse({**TASK.to_json(), "image": {"dims": 3, "size": [16, 18, 17]}}, where="test")
+
+
+def on_black(*space: int, batch: int = 1) -> dict[str, torch.Tensor]:
+    """Studies with something bright in the middle of a black image or volume."""
+    inputs = random_inputs(batch)
+    draw = torch.Generator().manual_seed(1)
+    inputs["image"] = torch.full((batch, 1, *space), -1.0, dtype=torch.float64)
+    middle = (..., *(slice(side // 4, side - side // 4) for side in space))
+    inner = inputs["image"][middle]
+    inner.copy_(torch.rand(inner.shape, generator=draw, dtype=torch.float64))
+    return {name: x for name, x in inputs.items() if name != "tokens"}
+
+
+def of_doubles(options: HyperFusionOptions, task: Task) -> HyperFusion:
+    model = random_model(options, task, scale=0.05)
+    assert isinstance(model, HyperFusion)
+    if model.linear is not None:
+        model.linear.float()  # as its features are
+    return model
+
+
+IMAGES = {  # with the steps that each takes
+    "volume": ({}, (16, 18, 17), 64),
+    "image_only": ({"fusion": "none"}, (16, 18, 17), 64),
+    "linear_path": ({"linear_path": True}, (16, 18, 17), 64),
+    "image": ({}, (32, 32), 64),
+    "vgg": ({"backbone": "vgg"}, (32, 32), 128),
+}
+
+
+@pytest.mark.parametrize(("options", "space", "steps"), IMAGES.values(), ids=IMAGES.keys())
+def test_places_add_up_to_the_change_of_the_score_from_black(options, space, steps):
+    chosen = HyperFusionOptions(width=8, stages=2, **options)
+    model = of_doubles(chosen, VOLUMES if len(space) == 3 else TASK)
+    inputs = on_black(*space)
+    found, change = image_attributions(model, inputs, [1, 0], steps=steps)
+    assert found.shape == (1, 2, *space)
+    black = {**inputs, "image": torch.full_like(inputs["image"], -1.0)}
+    if model.linear is not None:
+        kept = {"image_features": model.linear.features(inputs["image"])}
+        inputs, black = {**inputs, **kept}, {**black, **kept}
+    with torch.no_grad():
+        expected = (model(inputs) - model(black))[:, [1, 0]]
+    torch.testing.assert_close(change, expected, rtol=1e-6, atol=1e-6)
+    assert expected.abs().min() > 0.05
+    torch.testing.assert_close(found.flatten(2).sum(dim=2), expected, rtol=0.03, atol=0)
+    assert found[inputs["image"][:, :1].expand_as(found) == -1.0].abs().max() == 0
+
+
+def test_features_computed_in_advance_change_no_places():
+    model = of_doubles(HyperFusionOptions(width=8, stages=2, linear_path=True), VOLUMES)
+    inputs = on_black(16, 18, 17)
+    ahead = {**inputs, "image_features": model.linear.features(inputs["image"])}
+    expected = image_attributions(model, inputs, [0], steps=4)
+    found = image_attributions(model, ahead, [0], steps=4)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_images_on_the_way_from_black_are_read_few_at_a_time():
+    model, rows = random_model(HyperFusionOptions(width=8, stages=2), VOLUMES), []
+    model.image.register_forward_pre_hook(lambda _, read: rows.append(len(read[0])))
+    image_attributions(model, on_black(16, 18, 17), [0], steps=8, images_at_once=3)
     assert max(rows) == 3
