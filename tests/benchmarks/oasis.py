@@ -10,7 +10,8 @@
 ``config.toml``. Patients are dealt to four artificial sites (two for dementia), all scans of a
 subject to one. A ridge regression (logistic for labels) on the voxels, its penalty chosen inside
 the training patients of each fold (all scans of a subject on one side), is the baseline of the
-pooled regime. Results lie under ``OUT/TARGET-SIZE``. Interrupted, the same command goes on.
+pooled regime. The paper's network for brain age is ``--backbone vgg --set model.stages=3``; the
+other is usual. Results lie under ``OUT/TARGET-SIZE``. Interrupted, the same command goes on.
 
 ``--cost`` times a step at 64x96x64 on one core, for the paper's network and for the plain one, with
 and without privacy: processor seconds of the median of five steps of eight volumes, and the peak
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--size", default="40,48,40")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--backbone", choices=("resnet", "vgg"), default="vgg")
+    parser.add_argument("--backbone", choices=("resnet", "vgg"), default="resnet")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--cost", action="store_true")
     a = parser.parse_args()

@@ -78,7 +78,7 @@ def test_the_four_rows_of_the_ablation_are_settings(cohort, tmp_path):
         assert arm["ap"]["ci95"] is not None
     assert "AP at IoU .5" in output
     assert "AP@.5 by label" in output
-    assert "AUROC" not in output
+    assert "AUROC by label" not in output
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,16 @@ def shaken(model):
     return model
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_book_keeping_on_volumes_is_a_loop_over_samples(fusion):
-    model, inputs = shaken(build(fusion)), volume_inputs(B)
+@pytest.mark.parametrize(
+    ("fusion", "options"),
+    [
+        *((name, {}) for name in FUSIONS),
+        ("film", {"linear_path": True}),
+        ("hyperfusion", {"backbone": "vgg"}),
+    ],
+)
+def test_book_keeping_on_volumes_is_a_loop_over_samples(fusion, options):
+    model, inputs = shaken(build(fusion, **options)), volume_inputs(B)
     inputs["image_present"][1] = False
     assert BookKeeping.knows(model)
     found = BookKeeping(model).gradients(lambda: model(inputs).square().sum(dim=1)).by_sample

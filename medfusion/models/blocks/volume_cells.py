@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medfusion.models.blocks.precision import at_least_float32
 from medfusion.models.blocks.wavelets import standardised
 
 _MOST_CELLS = 2**14
@@ -21,7 +22,7 @@ _SMALLEST_VARIANCE = 1e-8  # of voxels in [-1, 1]; a level cell has a gradient t
 
 
 class VolumeCells(nn.Module):
-    """Fixed features of a volume, float32 [B, F]; see `count`.
+    """Fixed features of a volume, [B, F] in float32 or wider; see `count`.
 
     A cell is two voxels along each axis, or four, eight, ... where that would be more than 16,384
     cells. Means, and standard deviations, are each brought to mean 0 and variance 1 in each
@@ -52,7 +53,7 @@ class VolumeCells(nn.Module):
     def forward(self, volume_BCXYZ: Tensor) -> Tensor:
         """Return the features of volumes [B, C, X, Y, Z], or of ones that were halved."""
         with torch.autocast(volume_BCXYZ.device.type, enabled=False):
-            volume = volume_BCXYZ.float()
+            volume = at_least_float32(volume_BCXYZ)
             if volume.shape[2:] != self._size:
                 volume = functional.interpolate(volume, size=self._size, mode="nearest")
             means = self._averages(volume)
