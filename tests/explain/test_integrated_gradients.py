@@ -10,7 +10,6 @@ from medfusion.explain.integrated_gradients import (
     neutral_columns,
     token_attributions,
 )
-from medfusion.models.hyperfusion import HyperFusion
 from medfusion.models.options import (
     HyperFusionOptions,
     LogisticOptions,
@@ -130,14 +129,6 @@ def on_black(*space: int, batch: int = 1) -> dict[str, torch.Tensor]:
     return {name: x for name, x in inputs.items() if name != "tokens"}
 
 
-def of_doubles(options: HyperFusionOptions, task: Task) -> HyperFusion:
-    model = random_model(options, task, scale=0.05)
-    assert isinstance(model, HyperFusion)
-    if model.linear is not None:
-        model.linear.float()  # as its features are
-    return model
-
-
 IMAGES = {  # with the steps that each takes
     "volume": ({}, (16, 18, 17), 64),
     "image_only": ({"fusion": "none"}, (16, 18, 17), 64),
@@ -150,7 +141,7 @@ IMAGES = {  # with the steps that each takes
 @pytest.mark.parametrize(("options", "space", "steps"), IMAGES.values(), ids=IMAGES.keys())
 def test_places_add_up_to_the_change_of_the_score_from_black(options, space, steps):
     chosen = HyperFusionOptions(width=8, stages=2, **options)
-    model = of_doubles(chosen, VOLUMES if len(space) == 3 else TASK)
+    model = random_model(chosen, VOLUMES if len(space) == 3 else TASK, scale=0.05)
     inputs = on_black(*space)
     found, change = image_attributions(model, inputs, [1, 0], steps=steps)
     assert found.shape == (1, 2, *space)
@@ -167,7 +158,7 @@ def test_places_add_up_to_the_change_of_the_score_from_black(options, space, ste
 
 
 def test_features_computed_in_advance_change_no_places():
-    model = of_doubles(HyperFusionOptions(width=8, stages=2, linear_path=True), VOLUMES)
+    model = random_model(HyperFusionOptions(width=8, stages=2, linear_path=True), VOLUMES)
     inputs = on_black(16, 18, 17)
     ahead = {**inputs, "image_features": model.linear.features(inputs["image"])}
     expected = image_attributions(model, inputs, [0], steps=4)

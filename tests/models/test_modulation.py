@@ -31,10 +31,10 @@ def test_a_map_is_scaled_and_shifted_by_a_bottleneck_of_columns_and_means(sees_i
     x, maps = tabular(), torch.randn(B, C, 2, 3, 4, dtype=torch.float64)
     found = layer(maps, x)
     for i in range(B):
-        hidden = layer.columns.tabular(read(x[i]))
+        hidden = layer.columns.tabular.weight @ read(x[i])
         if sees_image:
             hidden = hidden + layer.image.weight @ maps[i].mean(dim=(1, 2, 3))
-        a, b = layer.out(hidden.relu()).split(C)
+        a, b = (layer.out.weight @ hidden.relu()).split(C)
         expected = (1 + a)[:, None, None, None] * maps[i] + b[:, None, None, None]
         torch.testing.assert_close(found[i], expected)
     assert (layer.image is not None) == sees_image
@@ -47,7 +47,16 @@ def test_gates_lead_from_stage_to_stage():
     found = layer(x)
     assert [gate.shape for gate in found] == [(B, 6), (B, 8), (B, 10)]
     for i in range(B):
-        a = layer.columns.tabular(read(x[i])).relu()
+        a = (layer.columns.tabular.weight @ read(x[i])).relu()
         for gate, step in zip(found, layer.steps, strict=True):
-            a = step(a)
+            a = step.weight @ a
             torch.testing.assert_close(gate[i], 1 + a)
+
+
+@pytest.mark.parametrize("sees_image", [False, True])
+def test_the_bottleneck_is_a_seventh_of_the_channels_and_of_what_is_read(sees_image):
+    """(4 n + d) / 7, where 4 n are the channels of the published network's map."""
+    layer = Modulation(SPEC, 128, sees_image=sees_image)
+    assert layer.out.in_features == (128 + 3 * (2 + 1)) // 7
+    assert not [name for name, _ in layer.named_parameters() if name.endswith("bias")]
+    assert Modulation(SPEC, 4, sees_image=sees_image).out.in_features == 4

@@ -45,10 +45,10 @@ _STEM = "stem"  # an encoder's first convolution
 class Columns(nn.Module):
     """A linear layer on the values, missing flags and indicators of the selected columns."""
 
-    def __init__(self, spec: InputSpec, width: int) -> None:
+    def __init__(self, spec: InputSpec, width: int, *, bias: bool = True) -> None:
         super().__init__()
         self.values = spec.column_values - 1
-        self.tabular = nn.Linear(spec.columns * self.values, width)
+        self.tabular = nn.Linear(spec.columns * self.values, width, bias=bias)
 
     def forward(self, x_BKV: Tensor) -> Tensor:
         """Return [B, width]; a column that is not selected adds nothing."""
