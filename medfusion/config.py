@@ -1,7 +1,7 @@
 """A run's ``config.toml``: composes the option classes that live beside what they configure."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,12 @@ from medfusion.data.selection_options import SelectionOptions
 from medfusion.data.task import Kind
 from medfusion.errors import ConfigError
 from medfusion.evaluation.calibrators import Method
-from medfusion.models.options import WITH_INIT, MedFusionNetOptions, ModelOptions
+from medfusion.models.options import (
+    OF_GENERATED_LAYERS,
+    WITH_INIT,
+    MedFusionNetOptions,
+    ModelOptions,
+)
 from medfusion.options import FileSchema, Options, asked, read_toml
 from medfusion.privacy.options import ClientDpOptions, PrivacyOptions
 from medfusion.strategies.rule_names import SiteRuleName
@@ -137,6 +142,9 @@ class ServerOptions(Options):
 # Strategies that divide by how far a site's steps reach, which SGD at a constant rate tells.
 _OF_STEPS = ("scaffold", "fednova")
 
+# A detector's boxes, and the head of a VGG, which reads every place of a map.
+_OF_ONE_SIZE = {"name": "mdf_net", "backbone": "vgg"}
+
 
 class RunConfig(Options):
     """The whole of ``config.toml``; paths are absolute once loaded."""
@@ -167,16 +175,12 @@ class RunConfig(Options):
                 "site under privacy: expected another strategy, or privacy.enabled = false"
             )
         self._strategy_suits_the_steps()
-        if self.model.name == "mdf_net" and self.training.small_images:
-            raise ValueError(
-                f"training.small_images = {self.training.small_images}: model 'mdf_net' finds "
-                "boxes in images of one size; expected 0"
-            )
-        if getattr(self.model, "backbone", None) == "vgg" and self.training.small_images:
-            raise ValueError(
-                f"training.small_images = {self.training.small_images}: the head of a 'vgg' reads "
-                "every place of a map of one size; expected 0, or model.backbone = 'resnet'"
-            )
+        for key, value in _OF_ONE_SIZE.items():
+            if self.training.small_images and getattr(self.model, key, None) == value:
+                raise ValueError(
+                    f"training.small_images = {self.training.small_images}: model.{key} = "
+                    f"{value!r} reads images of one size; expected 0 beside it"
+                )
         init = getattr(self.model, "init", None)
         if self.personalisation.local != "none" and init is not None:
             raise ValueError(
@@ -238,8 +242,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         Naming the key, what was expected and the nearest valid name.
     """
     data = read_toml(path)
-    for override in overrides:
-        _apply(data, override)
+    overridden = {_apply(data, override) for override in overrides}
+    _forget_generated_layers(data, overridden)
     folder = path.resolve().parent
     config = RunConfig.parse(data, where=str(path))
     run = config.run.model_copy(update={"task": (folder / config.run.task).resolve()})
@@ -271,10 +275,14 @@ def parse_value(text: str) -> Any:
 _NAMED = (["model"], ["strategy"], ["training", "loss"])
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key in nested dictionaries; another model, strategy or loss starts afresh."""
+def _apply(data: dict[str, Any], override: str) -> str:
+    """Set one dotted key in nested dictionaries; another model, strategy or loss starts afresh.
+
+    Returns the key.
+    """
     key, separator, text = override.partition("=")
-    *sections, last = key.strip().split(".")
+    key = key.strip()
+    *sections, last = key.split(".")
     if not separator or not last or not all(sections):
         raise ConfigError(f"--set {override}: expected section.key=value")
     table = data
@@ -286,6 +294,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if last == "name" and sections in _NAMED and table.get("name") != value:
         table.clear()  # the other keys were the options of another model, strategy or loss
     table[last] = value
+    return key
+
+
+def _forget_generated_layers(data: dict[str, Any], overridden: Set[str]) -> None:
+    """Where overrides chose another fusion, drop what the file says of HyperFusion's layers."""
+    if "model.fusion" not in overridden or "model" in overridden:
+        return  # the file's fusion, or nothing of the file's
+    model = data["model"]
+    if model.get("fusion") != "hyperfusion":
+        for key in OF_GENERATED_LAYERS:
+            if f"model.{key}" not in overridden:
+                model.pop(key, None)
 
 
 def config_text(config: RunConfig) -> str:

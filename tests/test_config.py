@@ -93,6 +93,56 @@ def test_another_loss_does_not_inherit_constants(path, tmp_path):
     assert load_config(copy) == config
 
 
+HYPERFUSION = """
+[model]
+name = "hyperfusion"
+backbone = "vgg"
+generated = ["head1"]
+embedding = 16
+rank = 2
+"""
+
+
+@pytest.fixture
+def generating(path: Path) -> Path:
+    head, _, tail = CONFIG.partition("[model]")
+    path.write_text(head + HYPERFUSION + tail[tail.index("[privacy]") :])
+    return path
+
+
+def test_another_fusion_does_not_inherit_generated_layers(generating):
+    config = load_config(generating, ["model.fusion=film"])
+    assert (config.model.fusion, config.model.backbone) == ("film", "vgg")
+    again = ["model.fusion=film", "model.fusion=hyperfusion", "model.width=8"]
+    for overrides in ([], ["model.fusion=hyperfusion"], again):
+        model = load_config(generating, overrides).model
+        assert (model.generated, model.embedding, model.rank) == (("head1",), 16, 2)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.rank=3", "model.fusion=none"),
+        ("model.fusion=none", "model.rank=3"),
+        ("model={name='hyperfusion', rank=3}", "model.fusion=none"),
+    ],
+)
+def test_generated_layers_that_are_asked_for_beside_another_fusion_are_refused(
+    generating, overrides
+):
+    with pytest.raises(ConfigError, match="generates no layers: expected no rank, or fusion"):
+        load_config(generating, overrides)
+
+
+@pytest.mark.parametrize("key", ["name", "backbone"])
+def test_small_images_are_refused_where_images_have_one_size(generating, key):
+    overrides = ["model.name=mdf_net"] if key == "name" else []
+    said = rf"small_images = 0.5: model.{key} = .* reads images of one size; expected 0 beside it"
+    with pytest.raises(ConfigError, match=said):
+        load_config(generating, [*overrides, "training.small_images=0.5"])
+    load_config(generating, ["model.backbone=resnet", "training.small_images=0.5"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -25,7 +25,7 @@ LABEL = "label"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ListedImages:
-    """The images that a COCO file says were looked at, with boxes or without.
+    """The images that a COCO file says were looked at, with boxes or without, and for what.
 
     Attributes
     ----------
@@ -36,11 +36,14 @@ class ListedImages:
         I names; blank for the image of no study.
     sizes
         float64 [I, 2], width and height that the file declares; NaN where it does not.
+    categories
+        Names of what was looked for in each of them.
     """
 
     numbers: NDArray[np.int64]
     studies: Sequence[str]
     sizes: NDArray[np.float64]
+    categories: Sequence[str]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,6 +168,7 @@ def _read_coco(
             numbers=np.array([number for number, *_ in listed], dtype=np.int64),
             studies=[study for _, study, _ in listed],
             sizes=np.array([size for *_, size in listed], dtype=np.float64).reshape(-1, 2),
+            categories=coco.categories,
         ),
     )
     return rows, findings
@@ -184,6 +188,7 @@ class _Coco:
     """What we read of a COCO file."""
 
     category_ids: Sequence[Hashable]
+    categories: Sequence[str]
     image_ids: Sequence[Hashable]
     files: Sequence[str]
     sizes: Sequence[tuple[float, float]]
@@ -198,12 +203,13 @@ def _parsed(path: Path) -> _Coco:
         files = {item["id"]: str(item["file_name"]) for item in images}
         return _Coco(
             category_ids=[item["id"] for item in categories],
+            categories=[str(item["name"]) for item in categories],
             image_ids=[item["id"] for item in images],
             files=[str(item["file_name"]) for item in images],
             sizes=[_declared_size(item) for item in images],
             annotations=[_annotation(item, names, files) for item in content["annotations"]],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path}: not readable as COCO JSON ({type(error).__name__}): expected images with "
             "id and file_name, categories with id and name, annotations with image_id, "

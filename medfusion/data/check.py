@@ -207,7 +207,8 @@ def _label_findings(site: Site, studies: Studies, table: Table) -> Iterator[Find
                 f"({positive / known:.1%}; {plural(patients, 'patient')})"
             )
             yield Finding("note", "label-prevalence", where, message)
-    if len(studies) and not (studies.labels == 1).any():
+    unread = site.task.detects and studies.boxes is None  # reported by the reader
+    if len(studies) and not unread and not (studies.labels == 1).any():
         yield _without_positives(site, studies, table)
 
 

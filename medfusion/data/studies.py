@@ -46,7 +46,7 @@ class Studies:
     split_column
         int8 [N], 0 train, 1 calibration, 2 test; None where the data bring no split.
     boxes
-        Of a task of detection; else None.
+        Of a task of detection; None of others, and where no boxes could be read.
     """
 
     study_ids: NDArray[np.str_]

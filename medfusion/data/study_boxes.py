@@ -24,10 +24,11 @@ def add_boxes(
 ) -> tuple["Studies", list[Finding]]:
     """Return the studies of a task of detection with their boxes, and what is wrong with these.
 
-    A study has a label if a box says so, and lacks it if its image was looked at. COCO JSON lists
-    such images; a table of boxes cannot, and speaks for every image. Where the table of studies has
-    a column for the label, both must say the same: 1 with a box, 0 without; blank (nobody looked
-    for it) goes without as well.
+    A study has a label if a box says so, and lacks it if its image was looked at for it. COCO JSON
+    lists such images, and such labels as its categories; a table of boxes cannot, and speaks for
+    every image and label. Where the table of studies has a column for the label, both must say the
+    same: 1 with a box, 0 without; blank (nobody looked for it) goes without as well. Boxes that
+    cannot be read are None.
 
     Parameters
     ----------
@@ -50,33 +51,36 @@ def add_boxes(
         )
     except DataError as error:
         finding = Finding("error", "unreadable-boxes", site.boxes.name, str(error))
-        return replace(studies, boxes=Boxes.none(len(studies), most)), [finding]
+        return studies, [finding]
     boxes, wrong = place_boxes(
         drawn, study_ids=studies.study_ids, images=studies.images, names=names, most=most
     )
     findings += wrong
-    seen, unlisted = _looked_at(studies, drawn)
+    seen, unlisted = _looked_at(studies, drawn, names)
     if len(where) < len(names):
         findings += unlisted
     labels, contradictions = _labels(studies, boxes.present(len(names)), seen, names, where)
     findings += contradictions
-    findings += _counts(boxes, labels, drawn.where, names, where)
+    findings += _counts(boxes, labels, drawn, names, where)
     return replace(studies, boxes=boxes, labels=labels), findings
 
 
-def _looked_at(studies: "Studies", drawn: BoxRows) -> tuple[NDArray[np.bool_], list[Finding]]:
-    """Return whose image was looked at for boxes, bool [N], and a note of the others."""
-    seen = np.array([image is not None for image in studies.images], dtype=bool)
+def _looked_at(
+    studies: "Studies", drawn: BoxRows, names: tuple[str, ...]
+) -> tuple[NDArray[np.bool_], list[Finding]]:
+    """Return whose image was looked at for which label, bool [N, L], and a note of other images."""
+    images = np.array([image is not None for image in studies.images], dtype=bool)
     if drawn.listed is None:
-        return seen, []
-    without = seen & ~np.isin(studies.study_ids, drawn.listed.studies)
+        return np.outer(images, np.ones(len(names), dtype=bool)), []
+    without = images & ~np.isin(studies.study_ids, drawn.listed.studies)
+    seen = np.outer(images & ~without, np.isin(names, drawn.listed.categories))
     if not without.any():
         return seen, []
     message = (
         f"does not list the images of {plural(int(without.sum()), 'study')} "
         f"({rows_text(studies.rows[without])} of the table): they count as not looked at"
     )
-    return seen & ~without, [Finding("note", "image-not-listed", drawn.where, message)]
+    return seen, [Finding("note", "image-not-listed", drawn.where, message)]
 
 
 def _labels(
@@ -91,7 +95,7 @@ def _labels(
     for number, name in enumerate(names):
         boxed = present[:, number]
         if name not in where:
-            labels[:, number] = np.where(seen, boxed.astype(np.float32), np.nan)
+            labels[:, number] = np.where(seen[:, number], boxed.astype(np.float32), np.nan)
             continue
         cells = Cells.absent(where[name], studies.rows)
         said = labels[:, number] == 1
@@ -112,7 +116,7 @@ def _labels(
 def _counts(
     boxes: Boxes,
     labels: NDArray[np.float32],
-    file: str,
+    drawn: BoxRows,
     names: tuple[str, ...],
     where: dict[str, str],
 ) -> list[Finding]:
@@ -122,9 +126,11 @@ def _counts(
         mine = boxes.classes == number + 1
         count, boxed = int(mine.sum()), int(mine.any(axis=1).sum())
         known = int(np.isfinite(labels[:, number]).sum())
-        place = f"{file}, label {name!r}"
+        place = f"{drawn.where}, label {name!r}"
         if known == 0 and name not in where:
             message = "known for no study, so this site teaches nothing about it"
+            if drawn.listed is not None and name not in drawn.listed.categories:
+                message += "; if it was looked for, name it in the file's categories"
             findings.append(Finding("warning", "label-unknown", place, message))
         elif count == 0 and name not in where:
             message = f"no boxes in {plural(known, 'known study')}"

@@ -39,6 +39,9 @@ class TextOptions(Options):
     pooling: Literal["tokens", "mean"] = "tokens"
 
 
+OF_GENERATED_LAYERS = ("generated", "rank", "embedding")  # options of fusion = "hyperfusion" alone
+
+
 class GeneratingOptions(Options):
     """Options of a model whose fusion may generate layers from the tabular data.
 
@@ -69,7 +72,7 @@ class GeneratingOptions(Options):
 
     @model_validator(mode="after")
     def _generated_layers_belong_to_hyperfusion(self) -> Self:
-        idle = asked(self, "generated", "rank", "embedding")
+        idle = asked(self, *OF_GENERATED_LAYERS)
         if self.fusion != "hyperfusion" and idle:
             raise ValueError(
                 f"fusion = {self.fusion!r} generates no layers: expected no "

@@ -86,7 +86,7 @@ def test_the_four_rows_of_the_ablation_are_settings(cohort, tmp_path):
     [
         ("model.name=logistic", "expected mdf_net"),
         ("training.loss.name=bce", "'detection' has detection"),
-        ("training.small_images=0.5", "boxes in images of one size"),
+        ("training.small_images=0.5", "'mdf_net' reads images of one size"),
     ],
 )
 def test_what_does_not_go_with_boxes_is_refused(cohort, tmp_path, setting, expected):

@@ -81,6 +81,15 @@ def test_values_may_need_one_another(config):
     assert [arm.config.training.momentum for arm in arms] == [0.5, 0.9]
 
 
+def test_fusions_vary_though_the_config_has_options_of_one(config):
+    text = config.read_text()
+    model = '[model]\nname = "hyperfusion"\nembedding = 16\n'
+    config.write_text(text.replace('[model]\nname = "logistic"\n', model))
+    arms = plan_arms(config, regimes=["local"], vary=["model.fusion=none,hyperfusion,film"])
+    found = [(arm.config.model.fusion, arm.config.model.embedding) for arm in arms]
+    assert found == [("none", 8), ("hyperfusion", 16), ("film", 8)]
+
+
 def test_metrics_are_released_once_unless_the_config_says_otherwise(config):
     (arm,) = plan_arms(config, regimes=["federated"])
     assert arm.config.evaluation_rounds() == (2,)

@@ -86,6 +86,14 @@ def test_missing_columns_and_files_are_named(tmp_path):
     assert "no such file of boxes" in refused(site)
 
 
+def test_a_file_that_cannot_be_read_is_one_error(tmp_path):
+    site = make(tmp_path)
+    (site / "boxes.csv").unlink()
+    found = check_site(site).findings
+    assert [f.code for f in found if f.severity == "error"] == ["unreadable-boxes"]
+    assert "no-positives" not in findings(site)
+
+
 def test_swapped_sides_are_pointed_out(tmp_path):
     tall = ("s2,icu,2,1,3,23", "s3,icu,1,2,2,22")
     found = findings(make(tmp_path, tall))

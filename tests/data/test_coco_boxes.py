@@ -56,6 +56,23 @@ def test_a_column_of_the_label_speaks_for_images_that_are_not_listed(tmp_path):
     np.testing.assert_array_equal(read(site).labels, [[NAN, 0], [NAN, 0], [1, 0]])
 
 
+def test_a_label_that_is_no_category_is_unknown(tmp_path):
+    site = write_coco(make(tmp_path), annotations=[ICU], categories=CATEGORIES[:1])
+    np.testing.assert_array_equal(read(site).labels, [[NAN, NAN], [0, NAN], [1, NAN]])
+    assert findings(site)["label-unknown"] == (
+        "warning boxes.json, label 'death': known for no study, so this site teaches nothing about "
+        "it; if it was looked for, name it in the file's categories"
+    )
+
+
+def test_a_column_of_the_label_speaks_where_it_is_no_category(tmp_path):
+    rows = tuple(f"{row},0" for row in ROWS)
+    site = make(tmp_path, rows=rows, header=HEADER + ",death")
+    write_coco(site, annotations=[ICU], categories=CATEGORIES[:1])
+    np.testing.assert_array_equal(read(site).labels, [[NAN, 0], [0, 0], [1, 0]])
+    assert "label-unknown" not in findings(site)
+
+
 def test_listed_images_of_no_study_are_pointed_out(tmp_path):
     site = write_coco(make(tmp_path), images=[*IMAGES, {"id": 9, "file_name": "secret.png"}])
     assert findings(site)["image-of-unknown-study"].startswith("warning boxes.json: image 3: ")
@@ -140,6 +157,7 @@ def test_polygons_and_masks_are_told_not_to_be_read(tmp_path):
         {"annotations": [{**ICU, "image_id": []}]},
         {"annotations": [{**ICU, "iscrowd": "many"}]},
         {"annotations": [{**ICU, "bbox": [1, 2, 3]}]},
+        {"annotations": [{**ICU, "bbox": [10**400, 2, 6, 5]}]},
         {"annotations": None},
     ],
 )
