@@ -99,11 +99,13 @@ def check_same(site: SiteDescription, known: SiteDescription | None) -> None:
 
 def facts_of(roster: Roster) -> dict[str, dict[str, Any]]:
     """Return what a checkpoint keeps of the sites; `recall_sites` reads it."""
-    return {name: _facts(site) for name, site in roster.sites.items()}
+    return {name: site.model_dump(exclude={"site", "task"}) for name, site in roster.sites.items()}
 
 
 def recall_sites(run: RunContext, kept: dict[str, dict[str, Any]]) -> None:
     """Bring the sites of a checkpoint to the roster: those that are away now may come back.
+
+    What they said first stands: one with another lasting key is lost to masked rounds alone.
 
     Raises
     ------
@@ -116,8 +118,8 @@ def recall_sites(run: RunContext, kept: dict[str, dict[str, Any]]) -> None:
             check_same(run.roster.sites[name], before)
         else:
             run.plan_for(before)
-            run.roster.add(before, node=None)
+        run.roster.add(before, node=run.roster.node_of(name))
 
 
 def _facts(site: SiteDescription) -> dict[str, Any]:
-    return site.model_dump(exclude={"site", "task"})
+    return site.model_dump(exclude={"site", "task", "signer"})

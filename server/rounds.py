@@ -257,7 +257,7 @@ class RoundLoop:
             self._settings.run_id,
             number,
             self._roster.names,
-            {name: site.patients_public for name, site in self._roster.sites.items()},
+            self._roster.sites,
             exchange,
             self._context.folder,
         )

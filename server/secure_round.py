@@ -1,7 +1,6 @@
 """The coordinator's part in secure aggregation (`medfusion.transport.secagg`)."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -21,18 +20,18 @@ from medfusion.transport.requests import (
     MESSAGE_TYPES,
     METRICS,
     WEIGHT_KEY,
+    SiteDescription,
     read_reply,
     secagg_record,
 )
-from medfusion.transport.secagg import ENCRYPTED_BYTES, Revealed, unmasked
-from medfusion.transport.secagg_keys import Offer, check_offer
+from medfusion.transport.secagg import Revealed, Shares, unmasked
+from medfusion.transport.secagg_keys import Offer, check_offer, offers_of_one_key
 from medfusion.transport.secagg_options import SecureAggregationOptions
 from medfusion.transport.updates import moved_by, size_of
 from server.exchange import Check, Replies
 from server.reply_checks import check_masked
 
 SURVIVORS = "survivors.json"
-_SHARES = re.compile(rf"[0-9a-f]{{{2 * ENCRYPTED_BYTES}}}")
 T = TypeVar("T")
 Exchange = Callable[[list[Message], Check], Replies]
 """Sends messages, and returns the replies that pass a check."""
@@ -46,8 +45,8 @@ class SecureRound:
     ----------
     names
         Site names by node id.
-    patients
-        Declared patients by site name, of all sites of the run.
+    sites
+        All sites of the run, by name.
     exchange
         How to reach the sites.
     folder
@@ -58,7 +57,7 @@ class SecureRound:
     run: str
     number: int
     names: Mapping[int, str]
-    patients: Mapping[str, int]
+    sites: Mapping[str, SiteDescription]
     exchange: Exchange
     folder: Path
 
@@ -72,14 +71,17 @@ class SecureRound:
         """
         asked = {self.names[message.metadata.dst_node_id]: message for message in messages}
         offered = self._ask("offer", asked, {name: {} for name in asked}, self._read_offer)
+        for name in offers_of_one_key(offered.values()):
+            del offered[name]  # all others would refuse the round
+        self._require("offer", len(offered))
         offers = list(offered.values())
         told = {
             "offers": [offer.model_dump() for offer in offers],
-            "members": sorted(self.patients),
+            "members": {name: site.signer for name, site in self.sites.items()},
         }
 
-        def read_shares(name: str, answer: dict[str, Any]) -> dict[str, str]:
-            return _read_texts(answer["shares"], expected=offered.keys() - {name})
+        def read_shares(name: str, answer: dict[str, Any]) -> Shares:
+            return _read_shares(name, answer, among=offered.keys())
 
         shares = self._ask("share", asked, dict.fromkeys(offered, told), read_shares)
         replies = self._train(asked, incoming, shares)
@@ -98,7 +100,7 @@ class SecureRound:
             masked,
             revealed,
             offers,
-            list(shares),
+            shares,
             run=self.run,
             number=self.number,
             threshold=self.options.threshold,
@@ -119,9 +121,10 @@ class SecureRound:
         offer = Offer.parse(answer["offer"], where=f"offer of {name}")
         if offer.site != name:
             raise FederationError(f"expected keys of {name!r}, found those of another site")
-        if offer.patients != self.patients[name]:
+        if offer.patients != self.sites[name].patients_public:
             raise FederationError(f"{name!r} offers other patients than it declared")
-        check_offer(self.run, self.number, offer)  # else all others would refuse the round
+        # Else all others would refuse the round.
+        check_offer(self.run, self.number, offer, self.sites[name].signer)
         return offer
 
     def _ask(
@@ -146,18 +149,18 @@ class SecureRound:
             read(name, read_reply(reply.content))
 
         replies = self.exchange(messages, check)
-        self._require(step, replies)
+        self._require(step, len(replies.good))
         return {name: read(name, read_reply(r.content)) for name, r in replies.good.items()}
 
     def _train(
         self,
         asked: Mapping[str, Message],
         incoming: ArrayRecord,
-        shares: Mapping[str, Mapping[str, str]],
+        shares: Mapping[str, Shares],
     ) -> Replies:
         messages = []
         for name in shares:
-            inbox = {giver: sent[name] for giver, sent in shares.items() if giver != name}
+            inbox = {n: sent.encrypted[name] for n, sent in shares.items() if n != name}
             told = {"inbox": inbox}
             request = asked[name]
             content = RecordDict({**request.content, **secagg_record(told)})
@@ -165,16 +168,16 @@ class SecureRound:
         size = size_of(incoming)
 
         def check(name: str, reply: Message) -> None:
-            check_masked(reply, size, patients=self.patients[name])
+            check_masked(reply, size, patients=self.sites[name].patients_public)
 
         replies = self.exchange(messages, check)
-        self._require("mask", replies)
+        self._require("mask", len(replies.good))
         return replies
 
-    def _require(self, step: str, replies: Replies) -> None:
-        if len(replies.good) < self.options.threshold:
+    def _require(self, step: str, answered: int) -> None:
+        if answered < self.options.threshold:
             raise FederationError(
-                f"round {self.number}: {len(replies.good)} sites answered the exchange {step!r} of "
+                f"round {self.number}: {answered} sites answered the exchange {step!r} of "
                 f"secure aggregation, expected {self.options.threshold}; nothing was learned"
             )
 
@@ -186,7 +189,7 @@ class SecureRound:
         incoming: ArrayRecord,
     ) -> Message:
         parts = FixedPoint(self.options.update_range).decode(total, sites=len(survivors))
-        answered = sum(self.patients[name] for name in survivors)
+        answered = sum(self.sites[name].patients_public for name in survivors)
         update = parts * (sum(offer.patients for offer in offers) / answered)
         content = RecordDict(
             {ARRAYS: moved_by(incoming, update), METRICS: MetricRecord({WEIGHT_KEY: answered})}
@@ -194,11 +197,16 @@ class SecureRound:
         return Message(content, 0, "train")
 
 
-def _read_texts(texts: dict[str, Any], *, expected: AbstractSet[str]) -> dict[str, str]:
-    formed = all(isinstance(text, str) and _SHARES.fullmatch(text) for text in texts.values())
-    if texts.keys() != expected or not formed:
-        raise FederationError("expected encrypted shares for each other site")
-    return texts
+def _read_shares(name: str, answer: dict[str, Any], *, among: AbstractSet[str]) -> Shares:
+    shares = Shares.parse(answer["shares"], where=f"shares of {name}")
+    for found, expected in (
+        (shares.encrypted, among - {name}),
+        (shares.seeds, among),
+        (shares.keys, among),
+    ):
+        if found.keys() != expected:
+            raise FederationError(f"shares of {name}: expected some for each site of the round")
+    return shares
 
 
 def _read_revealed(name: str, answer: dict[str, Any]) -> Revealed:

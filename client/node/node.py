@@ -164,6 +164,7 @@ class Node:
             label_coverage=self._data.config.site.coverage_of(self._data.task.labels.names),
             delta=policy.delta,
             max_epsilon=policy.max_epsilon,
+            signer=self._secure.signer,
         )
         return reply_with(description.model_dump(mode="json"))
 

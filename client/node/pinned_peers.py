@@ -15,13 +15,13 @@ from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import FederationError
 
 
-def pinned_peers(path: Path, seen: Mapping[str, str], *, keep: bool) -> dict[str, str]:
-    """Return the pinned keys by site, with those that were never seen before.
+def pin_peers(path: Path, seen: Mapping[str, str], *, keep: bool) -> None:
+    """Compare keys by site with those that are pinned.
 
     Parameters
     ----------
     keep
-        Whether those are pinned from now on.
+        Whether new ones are pinned from now on.
 
     Raises
     ------
@@ -49,11 +49,10 @@ def pinned_peers(path: Path, seen: Mapping[str, str], *, keep: bool) -> dict[str
                 f"site {', '.join(sorted(new))}: not among the sites of peers.json, which this "
                 "hospital has closed: refused"
             )
-        known |= new
         if keep:
             make_folder(path.parent)
-            write_json(path, {"schema": 1, "peers": dict(sorted(known.items()))}, durable=True)
-    return known
+            kept = dict(sorted((known | new).items()))
+            write_json(path, {"schema": 1, "peers": kept}, durable=True)
 
 
 def _known_and_closed(kept: Any) -> tuple[dict[str, str], bool]:

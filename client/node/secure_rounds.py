@@ -7,14 +7,14 @@ different sites differ by single updates.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from client.node.pinned_peers import pinned_peers
+from client.node.pinned_peers import pin_peers
 from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.digests import sha256_of
@@ -50,6 +50,11 @@ class SecureRounds:
         self._signing = SigningKey(Ed25519PrivateKey.from_private_bytes(seed))
         self._round: tuple[str, int] | None = None
         self._part: MaskingSite | None = None
+
+    @property
+    def signer(self) -> str:
+        """The site's lasting public key."""
+        return self._signing.public
 
     def answer(self, request: Received, settings: RunSettings) -> RecordDict:
         """Answer one exchange other than that of the masked update.
@@ -88,13 +93,13 @@ class SecureRounds:
     ) -> RecordDict:
         if step == "share":
             offers = [Offer.parse(one, where="offer") for one in asked["offers"]]
-            signers = {offer.site: offer.signer for offer in offers}
-            members = self._members(settings.run_id, asked.get("members", signers), signers)
+            members = self._members(settings.run_id, dict(asked["members"]))
+            self._pin(members, keep=False)
+            shares = part.share(offers, members)
             # Kept only once all have signed: else one bad offer would stand for good.
-            shares = part.share(offers, self._pinned(signers, keep=False), members=len(members))
-            self._pinned(signers, keep=True)
+            self._pin(members, keep=True)
             self._keep(settings.run_id, sites=members)
-            return reply_with({"shares": shares})
+            return reply_with({"shares": shares.model_dump()})
         if step == "confirm":
             survivors = sorted(str(name) for name in asked["survivors"])
             self._require_same(settings.run_id, request.round, survivors)
@@ -102,7 +107,7 @@ class SecureRounds:
             self._keep_learned(settings.run_id, request.round, survivors)
             return reply_with({"signature": signature})
         if step == "reveal":
-            revealed = part.reveal(dict(asked["signatures"]), self._pinned({}, keep=False))
+            revealed = part.reveal(dict(asked["signatures"]))
             return reply_with({"revealed": revealed.model_dump()})
         raise FederationError(f"unknown exchange {step!r} of secure aggregation")
 
@@ -143,21 +148,17 @@ class SecureRounds:
             )
         return self._part
 
-    def _pinned(self, seen: Mapping[str, str], *, keep: bool) -> dict[str, str]:
-        return pinned_peers(self._folder / "peers.json", seen, keep=keep)
+    def _pin(self, members: Mapping[str, str], *, keep: bool) -> None:
+        pin_peers(self._folder / "peers.json", members, keep=keep)
 
-    def _members(self, run: str, told: Iterable[Any], offering: Iterable[str]) -> list[str]:
-        """Return the sites of the run: those of its first masked round; no other comes in later.
+    def _members(self, run: str, told: dict[str, str]) -> dict[str, str]:
+        """Return the lasting keys of the run's sites, as they were told in its first masked round.
 
-        A site that is lost for a while is among them still. A coordinator that invented a site
-        when it pleases would learn the update of one that is left alone with it.
+        A site that is lost then is among them, with the key that it has to come with; no other
+        comes in later. A coordinator that invented a site when it pleases would learn the update
+        of one that is left alone with it; so it must do that at once, where `peers.json` shows it.
         """
-        members: list[str] = self._kept(run).get("sites") or sorted(str(name) for name in told)
-        if strangers := sorted(set(offering) - set(members)):
-            raise FederationError(
-                f"the run's masked rounds began among {', '.join(members)}: "
-                f"{', '.join(strangers)} may take part in another run"
-            )
+        members: dict[str, str] = self._kept(run).get("sites", told)
         return members
 
     def _require_same(self, run: str, number: int, survivors: list[str]) -> None:
@@ -186,7 +187,7 @@ class SecureRounds:
         path = self._path(run)
         found = read_state_file(
             path,
-            lambda data: {key: data[key] for key in ("sites", "rounds") if key in data},
+            lambda data: {key: dict(data[key]) for key in ("sites", "rounds") if key in data},
             damaged=f"{path.name}: expected which sums were learned, found a damaged file in this "
             "site's state folder; restore it from a backup",
         )

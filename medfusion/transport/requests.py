@@ -117,7 +117,8 @@ class SiteDescription(Options):
     """The public facts of a site.
 
     ``label_coverage`` holds, for each label of the task in order, the declared share of its
-    patients for whom the label is known; empty if all are.
+    patients for whom the label is known; empty if all are. ``signer`` is the site's lasting public
+    key, with which it signs in masked rounds.
     """
 
     site: str
@@ -126,6 +127,7 @@ class SiteDescription(Options):
     label_coverage: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     delta: float
     max_epsilon: float
+    signer: str
 
 
 @dataclass(frozen=True)

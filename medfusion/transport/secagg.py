@@ -4,7 +4,7 @@ Five exchanges, each with those who answered the one before:
 
 1. *offer*: a site makes two key pairs for this round, and signs them with its lasting key.
 2. *share*: a site draws a seed, and sends Shamir shares of seed and masking key to each other
-   site, encrypted for it.
+   site, encrypted for it, with digests by which the coordinator tells false shares later.
 3. *mask*: a site adds to its update the stream of its seed, and for each other site that shared
    a stream that the other takes away.
 4. *confirm*: a site signs who the survivors are: those whose masked update arrived.
@@ -22,10 +22,10 @@ and honest ones sign once. So t above n / 2, which every site insists on, is eno
 sites are honest; a coordinator that deviates *together with c sites* learns single updates unless
 2 t - n > c: with t above 2 n / 3, as in [1]_, up to a third of them. Against those who keep to the
 protocol and pool what they see, t - 1 sites and the coordinator learn nothing but the others' sum.
-A site believes the lasting keys that it pinned: against a
-coordinator that *invents* sites only a comparison of these keys by another channel helps
-(`client.node.pinned_peers`). Masks hide updates from the coordinator and give
-no differential privacy: what the sum tells of a patient is what the plan accounts for.
+A site believes the lasting keys that it pinned when the run's masked rounds began: against a
+coordinator that *invents* sites by then only a comparison of these keys by another channel helps
+(`client.node.pinned_peers`). Masks hide updates from the coordinator and give no differential
+privacy: what the sum tells of a patient is what the plan accounts for.
 
 References
 ----------
@@ -33,6 +33,7 @@ References
    CCS 2017: figure 4 with the steps of the active adversary.
 """
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -51,16 +52,30 @@ from medfusion.transport.secagg_keys import (
     TAG_BYTES,
     Offer,
     agree,
+    check_offer,
     decrypted,
     encrypted,
     mask,
     offer_content,
+    offers_of_one_key,
     pair_mask,
     survivors_content,
 )
 
 ENCRYPTED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES  # what one site sends to another
 Share = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * shamir.SHARE_BYTES}}}$")]
+
+
+class Shares(Options):
+    """What a site sends once it knows the others, hexadecimal, by the receiver's name.
+
+    ``seeds`` and ``keys`` are digests of the shares, its own among them. Shares being random and
+    longer than a digest, these tell nothing of them that could be computed.
+    """
+
+    encrypted: dict[str, Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * ENCRYPTED_BYTES}}}$")]]
+    seeds: dict[str, str]
+    keys: dict[str, str]
 
 
 class Revealed(Options):
@@ -102,6 +117,7 @@ class MaskingSite:
         self._encrypting, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._seed = secrets.token_bytes(shamir.SECRET_BYTES)
         self._offers: dict[str, Offer] = {}
+        self._members: dict[str, str] = {}
         self._shares: dict[int, tuple[bytes, bytes]] = {}
         self._inbox: dict[str, str] | None = None
         self._survivors: tuple[str, ...] | None = None
@@ -114,31 +130,27 @@ class MaskingSite:
             patients=self._patients,
             encrypting=self._encrypting.public_key().public_bytes_raw().hex(),
             masking=self._masking.public_key().public_bytes_raw().hex(),
-            signer=self._signing.public,
             signature="",
         )
         content = offer_content(self._run, self._number, unsigned)
         signature = self._signing.sign("secagg", content)
         return unsigned.model_copy(update={"signature": signature})
 
-    def share(
-        self, offers: Sequence[Offer], pinned: Mapping[str, str], *, members: int
-    ) -> dict[str, str]:
-        """Return, for each other site, its encrypted shares.
+    def share(self, offers: Sequence[Offer], members: Mapping[str, str]) -> Shares:
+        """Return the shares of seed and masking key.
 
         Parameters
         ----------
         offers
             Of all sites that take part in the round.
-        pinned
-            Their lasting keys.
         members
-            Number of the run's sites, lost ones too.
+            Lasting keys of the run's sites by name, of lost ones too.
 
         Raises
         ------
         FederationError
-            If too few take part, the threshold is no majority, or an offer is not signed.
+            If too few take part, the threshold is no majority, or an offer is no member's, not
+            signed or of no use.
         """
         if self._offers:
             raise FederationError("shares of this round were sent already: refused")
@@ -146,31 +158,34 @@ class MaskingSite:
         if len(named) < len(offers) or named.get(self._site) != self.offer():
             raise FederationError("expected each site once, and this one with its own keys")
         self._require(len(named))
-        members = max(members, len(named))
-        if 2 * self._threshold <= members:
+        if strangers := sorted(named.keys() - members.keys()):
             raise FederationError(
-                f"threshold = {self._threshold} of {members} sites: expected more than half, "
+                f"the run's masked rounds began among {', '.join(sorted(members))}: "
+                f"{', '.join(strangers)} may take part in another run"
+            )
+        if 2 * self._threshold <= len(members):
+            raise FederationError(
+                f"threshold = {self._threshold} of {len(members)} sites: expected more than half, "
                 "or two sums of different sites could be learned"
             )
         for name, one in named.items():
-            content = offer_content(self._run, self._number, one)
-            signer = pinned.get(name)
-            if signer is None or not is_signed(signer, "secagg", content, one.signature):
-                raise FederationError(f"the keys of site {name!r} are not signed by its own key")
-        if len({key for one in named.values() for key in (one.encrypting, one.masking)}) < 2 * len(
-            named
-        ):
+            check_offer(self._run, self._number, one, members[name])
+        if offers_of_one_key(named.values()):
             raise FederationError("expected different keys of all sites")
-        self._offers = named
+        self._offers, self._members = named, dict(members)
         places = {name: place for place, name in enumerate(named, start=1)}
         spread = partial(shamir.split, threshold=self._threshold, places=list(places.values()))
         seeds, keys = spread(self._seed), spread(self._masking.private_bytes_raw())
         self._shares = {place: (seeds[place], keys[place]) for place in places.values()}
-        return {
-            name: encrypted(self._channel(self._site, name), seeds[place] + keys[place]).hex()
-            for name, place in places.items()
-            if name != self._site
-        }
+        return Shares(
+            encrypted={
+                name: encrypted(self._channel(self._site, name), seeds[place] + keys[place]).hex()
+                for name, place in places.items()
+                if name != self._site
+            },
+            seeds={name: _digest(seeds[place].hex()) for name, place in places.items()},
+            keys={name: _digest(keys[place].hex()) for name, place in places.items()},
+        )
 
     @property
     def weight(self) -> float:
@@ -219,7 +234,7 @@ class MaskingSite:
         self._survivors = listed
         return self._signing.sign("secagg", self._list_content())
 
-    def reveal(self, signatures: Mapping[str, str], pinned: Mapping[str, str]) -> Revealed:
+    def reveal(self, signatures: Mapping[str, str]) -> Revealed:
         """Return shares of the survivors' seeds and of the lost sites' keys.
 
         A site whose message cannot be decrypted is passed over: others may know enough.
@@ -235,7 +250,8 @@ class MaskingSite:
         signed = [
             name
             for name, signature in signatures.items()
-            if name in self._survivors and is_signed(pinned[name], "secagg", content, signature)
+            if name in self._survivors
+            and is_signed(self._members[name], "secagg", content, signature)
         ]
         self._require(len(signed))
         self._revealed = True
@@ -292,7 +308,7 @@ def unmasked(
     masked: Mapping[str, NDArray[np.uint32]],
     revealed: Mapping[str, Revealed],
     offers: Sequence[Offer],
-    shared: Sequence[str],
+    shared: Mapping[str, Shares],
     *,
     run: str,
     number: int,
@@ -307,12 +323,12 @@ def unmasked(
     offers
         Of all sites that took part.
     shared
-        Those that had sent shares, survivors and lost ones.
+        What survivors and lost sites had sent: a share that is not of its digest is passed over.
 
     Raises
     ------
     FederationError
-        If too few sites revealed what is missing, or what they did is not of one secret.
+        If too few sites revealed what is missing, or a site sent shares of no secret.
     """
     places = {name: place for place, name in enumerate(sorted(o.site for o in offers), start=1)}
     keys = {offer.site: offer.masking for offer in offers}
@@ -321,19 +337,20 @@ def unmasked(
         total += part  # modulo 2^32: in any order
 
     def joined(name: str, kind: str) -> bytes:
+        digests = getattr(shared[name], kind)
         shares = {
-            places[giver]: bytes.fromhex(getattr(given, kind)[name])
+            places[giver]: bytes.fromhex(share)
             for giver, given in revealed.items()
-            if name in getattr(given, kind)
+            if (share := getattr(given, kind).get(name)) and _digest(share) == digests[giver]
         }
         try:
-            return shamir.join(shares, threshold=threshold)  # wrong ones are passed over
+            return shamir.join(shares, threshold=threshold)
         except ValueError as error:
             raise FederationError(f"secure aggregation: shares of site {name!r}: {error}") from None
 
     for name in sorted(masked):
         total -= mask(joined(name, "seeds"), total.size)
-    for lost in sorted(set(shared) - set(masked)):
+    for lost in sorted(shared.keys() - masked.keys()):
         private = X25519PrivateKey.from_private_bytes(joined(lost, "keys"))
         if private.public_key().public_bytes_raw().hex() != keys[lost]:
             raise FederationError(f"secure aggregation: wrong shares of site {lost!r}'s key")
@@ -342,3 +359,8 @@ def unmasked(
             key = agree(private, keys[name], "masks", run, number, *pair)
             total -= pair_mask(key, total.size, own=name, other=lost)
     return total
+
+
+def _digest(share: str) -> str:
+    """Return 128 bits by which a share is known again: nobody makes another one that fits."""
+    return hashlib.sha256(bytes.fromhex(share)).hexdigest()[:32]

@@ -1,5 +1,6 @@
 """Keys, masks and signed statements of secure aggregation (`medfusion.transport.secagg`)."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -27,15 +28,13 @@ class Offer(Options):
     """A site's public keys of one round, hexadecimal, its patients, and its signature of them.
 
     ``patients`` are those that it declares: every site weighs its update by its share of all that
-    were signed, so that nobody else chooses a weight. ``signer`` is the site's lasting key, which
-    others pin.
+    were signed, so that nobody else chooses a weight.
     """
 
     site: str
     patients: int = Field(ge=1)
     encrypting: str = Field(pattern=_KEY)
     masking: str = Field(pattern=_KEY)
-    signer: str
     signature: str
 
 
@@ -45,19 +44,25 @@ def offer_content(run: str, number: int, offer: Offer) -> bytes:
     return encode_info(_DOMAIN, "offer", run, number, offer.site, offer.patients, *keys)
 
 
-def check_offer(run: str, number: int, offer: Offer) -> None:
-    """Check that an offer is signed by the key that it names, and that its keys can be used.
+def check_offer(run: str, number: int, offer: Offer, signer: str) -> None:
+    """Check that an offer is signed by its site's lasting key, and that its keys can be used.
 
     Raises
     ------
     FederationError
         If not.
     """
-    content = offer_content(run, number, offer)
-    if not is_signed(offer.signer, "secagg", content, offer.signature):
+    if not is_signed(signer, "secagg", offer_content(run, number, offer), offer.signature):
         raise FederationError(f"the keys of site {offer.site!r} are not signed by its own key")
     for key in (offer.encrypting, offer.masking):
         agree(X25519PrivateKey.generate(), key, "check")
+
+
+def offers_of_one_key(offers: Iterable[Offer]) -> list[str]:
+    """Return the sites that offer a key that is offered twice, by another site or by themselves."""
+    keys = [(key, one.site) for one in offers for key in (one.encrypting, one.masking)]
+    uses = Counter(key for key, _ in keys)
+    return sorted({site for key, site in keys if uses[key] > 1})
 
 
 def survivors_content(

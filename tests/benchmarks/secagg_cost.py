@@ -92,17 +92,17 @@ def measured(count: int, parameters: int) -> dict[str, Any]:
         name: MaskingSite(name, key, run=RUN, number=NUMBER, threshold=threshold, patients=100)
         for name, key in keys.items()
     }
-    pinned = {name: key.public for name, key in keys.items()}
+    members = {name: key.public for name, key in keys.items()}
     offers = [site.offer() for site in sites.values()]
     first = next(iter(sites))
     begin = time.process_time()
-    shares = {first: sites[first].share(offers, pinned, members=len(sites))}
+    shares = {first: sites[first].share(offers, members)}
     own = time.process_time() - begin
-    shares |= {
-        n: s.share(offers, pinned, members=len(sites)) for n, s in sites.items() if n != first
-    }
+    shares |= {n: s.share(offers, members) for n, s in sites.items() if n != first}
     lost = list(sites)[-max(1, count // 10) :]
-    inboxes = {n: {giver: sent[n] for giver, sent in shares.items() if giver != n} for n in sites}
+    inboxes = {
+        n: {giver: sent.encrypted[n] for giver, sent in shares.items() if giver != n} for n in sites
+    }
     update = np.random.default_rng(0).normal(scale=0.01, size=parameters)
     begin = time.process_time()
     vector = sites[first].mask(FixedPoint(8.0).encode(update, weight=1 / count), inboxes[first])
@@ -112,22 +112,22 @@ def measured(count: int, parameters: int) -> dict[str, Any]:
         sites[name].mask(np.zeros(0, np.uint32), inboxes[name])  # the rest of its part is as real
     signed = {name: sites[name].confirm(survivors) for name in survivors}
     begin = time.process_time()
-    revealed = {first: sites[first].reveal(signed, pinned)}
+    revealed = {first: sites[first].reveal(signed)}
     own += time.process_time() - begin
-    revealed |= {name: sites[name].reveal(signed, pinned) for name in survivors[1:]}
+    revealed |= {name: sites[name].reveal(signed) for name in survivors[1:]}
     begin = time.process_time()
     unmasked(
         dict.fromkeys(survivors, vector),
         revealed,
         offers,
-        list(sites),
+        shares,
         run=RUN,
         number=NUMBER,
         threshold=threshold,
     )
     coordinator = time.process_time() - begin
-    listed = json.dumps([offer.model_dump() for offer in offers])
-    up = [offers[0].model_dump_json(), json.dumps(shares[first]), signed[first]]
+    listed = json.dumps([[offer.model_dump() for offer in offers], members])
+    up = [offers[0].model_dump_json(), shares[first].model_dump_json(), signed[first]]
     up.append(revealed[first].model_dump_json())
     down = [listed, json.dumps(inboxes[first]), json.dumps(survivors), json.dumps(signed)]
     return {

@@ -35,7 +35,7 @@ def test_describe_tells_public_facts_only(cohort, tmp_path):
     asker = Asker(cohort, tmp_path)
     facts = read_reply(asker.node.handle("describe", request_content(Request())))
     assert set(facts) == {
-        *("site", "task", "patients_public", "label_coverage", "delta", "max_epsilon")
+        *("site", "task", "patients_public", "label_coverage", "delta", "max_epsilon", "signer")
     }
     assert facts["patients_public"] == asker.data.config.site.patients_public
 

@@ -61,6 +61,7 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
         "config.reply.json.label_coverage[]": ("float", DECLARED),
         "config.reply.json.delta": ("float", "the hospital's policy"),
         "config.reply.json.max_epsilon": ("float", "the hospital's policy"),
+        "config.reply.json.signer": ("str", "a public key"),
         **RECEIPT,
     },
     "select": HISTOGRAMS | WEIGHT | RECEIPT,
@@ -81,9 +82,10 @@ ALLOWED: dict[str, dict[str, tuple[str, str]]] = {
         "config.reply.json.offer.patients": ("int", f"patients_public, {DECLARED}"),
         "config.reply.json.offer.encrypting": ("str", "a fresh public key"),
         "config.reply.json.offer.masking": ("str", "a fresh public key"),
-        "config.reply.json.offer.signer": ("str", "the site's lasting public key"),
         "config.reply.json.offer.signature": ("str", "of these, which holds nothing else"),
-        "config.reply.json.shares.SITE": ("str", "shares of fresh secrets, encrypted"),
+        "config.reply.json.shares.encrypted.SITE": ("str", "shares of fresh secrets, encrypted"),
+        "config.reply.json.shares.seeds.SITE": ("str", "a digest of such a share"),
+        "config.reply.json.shares.keys.SITE": ("str", "a digest of such a share"),
         "config.reply.json.signature": ("str", "of who survived, which the coordinator said"),
         "config.reply.json.revealed.seeds.SITE": ("str", "a share of a fresh secret"),
         "config.reply.json.revealed.keys.SITE": ("str", "a share of a fresh secret"),
@@ -162,12 +164,13 @@ def ask_securely(asker: NodeAsker) -> RecordDict:
         *(o.offer().model_dump() for o in others.values()),
     ]
     offers = [Offer.parse(one, where="offer") for one in listed]
-    ask("secagg", step="share", offers=listed)
-    pinned = {one.site: one.signer for one in offers}
-    sent = {name: site.share(offers, pinned, members=len(offers)) for name, site in others.items()}
+    signer = read_reply(asker.ask("describe"))["signer"]
+    members = {SITES[0]: signer, **{name: key.public for name, key in keys.items()}}
+    ask("secagg", step="share", offers=listed, members=members)
+    sent = {name: site.share(offers, members) for name, site in others.items()}
     one = others[peers[0]]
-    one.mask(np.zeros(3, np.uint32), {SITES[0]: found["shares"][peers[0]]})
-    ask("train", inbox={name: shares[SITES[0]] for name, shares in sent.items()})
+    one.mask(np.zeros(3, np.uint32), {SITES[0]: found["shares"]["encrypted"][peers[0]]})
+    ask("train", inbox={name: shares.encrypted[SITES[0]] for name, shares in sent.items()})
     survivors = list(SITES[:2])
     own = ask("secagg", step="confirm", survivors=survivors)["signature"]
     content = survivors_content(run, 1, offers, sorted(survivors))

@@ -31,6 +31,7 @@ class FakeSite:
     task: dict
     patients: int
     step: float
+    signer: str = "a public key"
     asked: list = field(default_factory=list)
 
     def answer(self, kind, content):
@@ -42,7 +43,7 @@ class FakeSite:
 
     def describe(self, content, number):
         facts = {"delta": 1e-5, "max_epsilon": 8.0, "patients_public": self.patients}
-        return reply_with({"site": self.name, "task": self.task, **facts})
+        return reply_with({"site": self.name, "task": self.task, "signer": self.signer, **facts})
 
     def select(self, content, number):
         rng = np.random.default_rng(self.patients)

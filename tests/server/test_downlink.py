@@ -229,6 +229,7 @@ def test_the_way_down_goes_with_masks(tmp_path, plain):
     for name, site in part.sites.items():
         secret, patients = name.encode().ljust(32), PATIENTS[name]
         site.secure = SecureRounds(name, secret, tmp_path / name, patients=patients)
+        site.signer = site.secure.signer
     found = end(part)
     seen = [digests(site, "train") for site in part.sites.values()]
     assert seen[0] == seen[1] == seen[2]

@@ -7,7 +7,7 @@ import pytest
 from fake_federation import NAMES, PATIENTS, STEPS, Federation, arrays_of
 from fake_sites import FakeSite
 
-from client.node.pinned_peers import pinned_peers
+from client.node.pinned_peers import pin_peers
 from client.node.secure_rounds import SecureRounds
 from medfusion.config import load_config
 from medfusion.errors import ConfigError, FederationError, MedFusionError
@@ -24,6 +24,7 @@ from medfusion.transport.requests import (
     request_content,
     secagg_record,
 )
+from medfusion.transport.secagg_keys import Offer, offer_content
 
 SECURE = "server.secure_aggregation={threshold=2, update_range=16}"
 
@@ -38,6 +39,7 @@ class MaskingFakeSite(FakeSite):
             folder,
             patients=PATIENTS[self.name],
         )
+        self.signer, self.folder = self.secure.signer, folder
         self.deaf = set(deaf)
         self.replies = []
         return self
@@ -56,6 +58,7 @@ class MaskingFakeSite(FakeSite):
 
     def secagg(self, content, number):
         request = Received.parse(content)
+        self.run_id = request.request.settings.run_id
         return self.secure.answer(request, request.request.settings)
 
     def train(self, content, number):
@@ -104,34 +107,90 @@ def test_below_the_threshold_the_run_stops_and_no_update_was_sent(tmp_path):
     assert not any(MASKED in record for r in sent for record in r.array_records.values())
 
 
-def worthless(data, spoiled):
+def worthless(data, spoiled, site):
     """A site's answer that fits the protocol in form."""
+    if spoiled == "equal keys":
+        return {"offer": signed_again(data["offer"], site, masking=data["offer"]["encrypting"])}
+    if spoiled == "another lasting key":  # as of a Node that was installed anew
+        return {"offer": signed_again(data["offer"], site, "else")}
     if spoiled == "signature":
         return data | {"offer": data["offer"] | {"signature": "00" * 64}}
     if spoiled == "point of low order":
         return data | {"offer": data["offer"] | {"masking": "00" * 32}}
     if spoiled == "shares":
-        return data | {"shares": dict.fromkeys(data["shares"], "zz")}
-    wrong = dict.fromkeys(data["revealed"]["seeds"], f"{2**400 + 7:0132x}")
-    return {"revealed": data["revealed"] | {"seeds": wrong}}
+        return data | {"shares": data["shares"] | {"encrypted": dict.fromkeys("ab", "zz")}}
+    if spoiled == "digests":
+        return data | {"shares": data["shares"] | {"seeds": {}}}
+    false = {
+        name: f"{int(share, 16) + 1:0132x}" for name, share in data["revealed"]["seeds"].items()
+    }
+    return {"revealed": data["revealed"] | {"seeds": false}}
+
+
+def signed_again(offer, site, secret=None, **changes):
+    """Return an offer of round 2, changed and signed by its site, or under another secret."""
+    offer = Offer.parse(offer | changes, where="offer")
+    secret = (secret or site.name).encode().ljust(32)
+    signing = SecureRounds(site.name, secret, site.folder, patients=1)._signing
+    content = offer_content(site.run_id, 2, offer)
+    return offer.model_dump() | {"signature": signing.sign("secagg", content)}
 
 
 @pytest.mark.parametrize("name", PATIENTS)
-@pytest.mark.parametrize("spoiled", ["signature", "point of low order", "shares", "revealed"])
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        *("signature", "another lasting key", "equal keys", "point of low order"),
+        *("shares", "digests", "revealed"),
+    ],
+)
 def test_one_site_that_spoils_its_answers_ends_no_round(tmp_path, spoiled, name):
     part = make(tmp_path)
-    genuine, key = part.sites[name].secagg, {"shares": "shares", "revealed": "revealed"}
+    steps = {"shares": "shares", "digests": "shares", "revealed": "revealed"}
+    genuine, key = part.sites[name].secagg, steps.get(spoiled, "offer")
 
     def answer(content, number):
         data = read_reply(reply := genuine(content, number))
-        spoils = number == 2 and key.get(spoiled, "offer") in data
-        return reply_with(worthless(data, spoiled)) if spoils else reply
+        spoils = number == 2 and key in data
+        return reply_with(worthless(data, spoiled, part.sites[name])) if spoils else reply
 
     part.sites[name].secagg = answer
     outcome = part.run()
     assert len(outcome.progress.rounds) == 3
     counted = {n for n, s in outcome.progress.rounds[1]["sites"].items() if s["status"] == "ok"}
     assert counted == PATIENTS.keys() - ({name} if spoiled != "revealed" else set())
+
+
+def test_two_sites_that_offer_the_same_keys_are_left_out_and_the_third_is_not_blamed(tmp_path):
+    part, offered = make(tmp_path), []
+    for name in ("east", "west"):
+        genuine = part.sites[name].secagg
+
+        def answer(content, number, genuine=genuine, site=part.sites[name]):
+            data = read_reply(reply := genuine(content, number))
+            if number != 2 or "offer" not in data:
+                return reply
+            offered.append(data["offer"])
+            keys = {key: offered[0][key] for key in ("encrypting", "masking")}
+            return reply_with({"offer": signed_again(data["offer"], site, **keys)})
+
+        part.sites[name].secagg = answer
+    with pytest.raises(FederationError, match="1 sites answered the exchange 'offer'"):
+        part.run()
+
+
+def test_a_site_installed_anew_is_lost_to_the_masked_rounds_of_a_resumed_run(tmp_path):
+    part = make(tmp_path, {"east": [(2, "mask")], "north": [(2, "mask")]})
+    with pytest.raises(FederationError, match="1 of 3 sites answered, expected at least 2"):
+        part.run()
+    for name, site in part.sites.items():
+        site.deaf = set()
+        if name == "west":  # its state folder, and with it its secret, is gone
+            site.secure = SecureRounds(name, b"new".ljust(32), tmp_path / "new", patients=10)
+            site.signer = site.secure.signer
+    lines = part.run().progress.rounds
+    assert [line["sites"].get("west", {}).get("status") for line in lines] == ["ok", None, None]
+    assert all(line["sites"]["north"]["status"] == "ok" for line in lines)
 
 
 @pytest.mark.parametrize("step", ["offer", "shares", "signature", "revealed"])
@@ -195,10 +254,17 @@ class Pair:
         content.update(secagg_record(told))
         return content
 
-    def begin(self, number):
-        offers = [self.ask(name, number, step="offer")["offer"] for name in self.sites]
-        told = {"offers": offers, "members": list(self.sites)}
+    def begin(self, number, **more):
+        """Come to the shares, with further members if wanted; return them."""
+        told = {"offers": self.offers(number), "members": self.members | more}
         return {n: self.ask(n, number, step="share", **told)["shares"] for n in self.sites}
+
+    def offers(self, number):
+        return [self.ask(name, number, step="offer")["offer"] for name in self.sites]
+
+    @property
+    def members(self):
+        return {name: site.signer for name, site in self.sites.items()}
 
 
 def test_a_second_sum_of_a_round_is_of_the_same_sites_or_refused(tmp_path):
@@ -207,48 +273,73 @@ def test_a_second_sum_of_a_round_is_of_the_same_sites_or_refused(tmp_path):
     for survivors in (["east", "north"], ["east", "north"]):
         shares = pair.begin(1)
         part = pair.sites["east"].secure._part
-        part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["east"]})
+        part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["encrypted"]["east"]})
         pair.ask("east", 1, step="confirm", survivors=survivors)
     shares = pair.begin(1)
     part = pair.sites["east"].secure._part
-    part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["east"]})
+    part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["encrypted"]["east"]})
     with pytest.raises(FederationError, match="expected east, north again"):
         pair.ask("east", 1, step="confirm", survivors=["east", "west"])
     kept = json.loads(next(rounds.glob("*.json")).read_text())
     assert kept["rounds"] == {"1": ["east", "north"]}
 
 
+def ghost_of(pair, folder, secret=b"ghost"):
+    """Return a site that the coordinator made up, and its offer of round 2."""
+    ghost = SecureRounds("ghost", secret.ljust(32), folder, patients=5)
+    request = Received.parse(pair._content(2, {"step": "offer"}))
+    return ghost, read_reply(ghost.answer(request, pair.settings))["offer"]
+
+
 def test_no_site_comes_into_a_run_that_has_begun(tmp_path):
     pair = Pair(tmp_path)
     pair.begin(1)
-    offers = [pair.ask(name, 2, step="offer")["offer"] for name in pair.sites]
-    ghost = MaskingFakeSite("ghost", {}, 5, 1)
-    ghost.secure = SecureRounds("ghost", b"ghost".ljust(32), tmp_path / "ghost", patients=5)
-    request = Received.parse(pair._content(2, {"step": "offer"}))
-    offers.append(read_reply(ghost.secure.answer(request, pair.settings))["offer"])
+    ghost, offer = ghost_of(pair, tmp_path / "ghost")
+    told = {
+        "offers": [*pair.offers(2), offer],
+        "members": pair.members | {"ghost": ghost.signer},
+    }
     with pytest.raises(FederationError, match="began among east, north: ghost may take part in"):
-        pair.ask("east", 2, step="share", offers=offers, members=["east", "ghost", "north"])
+        pair.ask("east", 2, step="share", **told)
+
+
+def test_a_name_kept_free_for_a_site_that_is_made_up_later_comes_with_its_key_at_once(tmp_path):
+    """A coordinator cannot wait with the key until the hospitals have compared theirs."""
+    pair = Pair(tmp_path)
+    pair.begin(1, ghost="a public key")
+    for name in pair.sites:
+        peers = json.loads((tmp_path / name / "peers.json").read_text())["peers"]
+        assert peers == pair.members | {"ghost": "a public key"}
+    ghost, offer = ghost_of(pair, tmp_path / "ghost")
+    told = {
+        "offers": [*pair.offers(2), offer],
+        "members": pair.members | {"ghost": ghost.signer},
+    }
+    with pytest.raises(FederationError, match="'ghost' are not signed by its own key"):
+        pair.ask("east", 2, step="share", **told)
 
 
 def test_a_site_that_was_lost_at_first_is_of_the_run_and_counts_for_the_majority(tmp_path):
     pair = Pair(tmp_path)
-    offers = [pair.ask(name, 1, step="offer")["offer"] for name in pair.sites]
-    four = ["east", "north", "south", "west"]
+    offers = pair.offers(1)
+    four = pair.members | {"south": "key s", "west": "key w"}
     with pytest.raises(FederationError, match="threshold = 2 of 4 sites: expected more than half"):
         pair.ask("east", 1, step="share", offers=offers, members=four)
-    pair.ask("north", 1, step="share", offers=offers, members=four[:3])
+    three = {name: four[name] for name in ("east", "north", "south")}
+    pair.ask("north", 1, step="share", offers=offers, members=three)
     kept = json.loads(next((tmp_path / "north" / "secagg").glob("*.json")).read_text())
-    assert kept["sites"] == four[:3]
+    assert kept["sites"] == three
     assert not list((tmp_path / "east").glob("secagg/*"))  # nothing stands for good that failed
+    assert not (tmp_path / "east" / "peers.json").exists()
 
 
 def test_what_is_asked_again_is_answered_likewise(tmp_path):
     pair = Pair(tmp_path)
-    offers = [pair.ask(name, 1, step="offer")["offer"] for name in pair.sites]
-    first, again = (pair.ask("east", 1, step="share", offers=offers) for _ in range(2))
+    told = {"offers": pair.offers(1), "members": pair.members}
+    first, again = (pair.ask("east", 1, step="share", **told) for _ in range(2))
     assert first == again  # else its shares, drawn anew, would fit nothing
     with pytest.raises(FederationError, match="sent already"):
-        pair.ask("east", 1, step="share", offers=offers[::-1])
+        pair.ask("east", 1, step="share", **told | {"offers": told["offers"][::-1]})
 
 
 def test_nobody_chooses_the_weight_of_a_sites_update(tmp_path):
@@ -293,19 +384,19 @@ def test_a_site_without_keys_of_the_round_is_lost_to_it(tmp_path):
 
 def test_a_site_that_comes_with_another_key_is_refused(tmp_path):
     path = tmp_path / "state" / "peers.json"
-    assert pinned_peers(path, {"a": "k1"}, keep=True) == {"a": "k1"}
-    assert pinned_peers(path, {"b": "k2", "a": "k1"}, keep=True) == {"a": "k1", "b": "k2"}
+    pin_peers(path, {"a": "k1"}, keep=True)
+    pin_peers(path, {"b": "k2", "a": "k1"}, keep=True)
     with pytest.raises(FederationError, match="'b' comes with another key"):
-        pinned_peers(path, {"b": "k3"}, keep=True)
-    pinned_peers(path, {"c": "k3"}, keep=False)
+        pin_peers(path, {"b": "k3"}, keep=True)
+    pin_peers(path, {"c": "k3"}, keep=False)
     kept = json.loads(path.read_text())
     assert kept["peers"] == {"a": "k1", "b": "k2"}
     path.write_text(json.dumps(kept | {"closed": True}))  # as people write it
     with pytest.raises(FederationError, match="site ghost: not among the sites"):
-        pinned_peers(path, {"ghost": "k4"}, keep=True)
+        pin_peers(path, {"ghost": "k4"}, keep=True)
     path.write_text("[]")
     with pytest.raises(FederationError, match="damaged"):
-        pinned_peers(path, {}, keep=True)
+        pin_peers(path, {}, keep=True)
 
 
 @pytest.mark.parametrize(

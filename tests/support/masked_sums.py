@@ -31,7 +31,7 @@ class MaskedSum:
             )
             for name in parts
         }
-        self.pinned = {name: signing_key(name).public for name in parts}
+        self.members = {name: signing_key(name).public for name in parts}
         self.seen = {}
 
     def _step(self, step, names, call):
@@ -47,28 +47,31 @@ class MaskedSum:
         shares = self._step(
             "share",
             offered,
-            lambda name: self.sites[name].share(self.offers, self.pinned, members=len(self.parts)),
+            lambda name: self.sites[name].share(self.offers, self.members),
         )
 
-        def mask(name):
-            inbox = {giver: sent[name] for giver, sent in shares.items() if giver != name}
-            return self.sites[name].mask(self.parts[name], inbox)
-
-        masked = self._step("mask", shares, mask)
+        masked = self._step(
+            "mask",
+            shares,
+            lambda name: self.sites[name].mask(self.parts[name], inbox_of(name, shares)),
+        )
         signed = self._step("confirm", masked, lambda name: self.sites[name].confirm(list(masked)))
-        revealed = self._step(
-            "reveal", signed, lambda name: self.sites[name].reveal(signed, self.pinned)
-        )
+        revealed = self._step("reveal", signed, lambda name: self.sites[name].reveal(signed))
         total = unmasked(
             masked,
             revealed,
             self.offers,
-            list(shares),
+            shares,
             run="run",
             number=3,
             threshold=self.threshold,
         )
         return total, sorted(masked)
+
+
+def inbox_of(name, shares):
+    """Return what others sent to a site."""
+    return {giver: sent.encrypted[name] for giver, sent in shares.items() if giver != name}
 
 
 def random_parts(names, size=50, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked_sums import STEPS, MaskedSum, random_parts, signing_key
+from masked_sums import STEPS, MaskedSum, inbox_of, random_parts, signing_key
 
 from medfusion.errors import FederationError
 from medfusion.transport import secagg
@@ -146,10 +146,10 @@ def until(step, **changes):
     order = STEPS.index(step)
     offers = [site.offer() for site in run.sites.values()]
     if order > 1:
-        shares = {n: s.share(offers, run.pinned, members=4) for n, s in run.sites.items()}
+        shares = {n: s.share(offers, run.members) for n, s in run.sites.items()}
     if order > 2:
         for name, site in run.sites.items():
-            site.mask(run.parts[name], {g: x[name] for g, x in shares.items() if g != name})
+            site.mask(run.parts[name], inbox_of(name, shares))
     if order > 3:
         run.signatures = {n: s.confirm("abcd") for n, s in run.sites.items()}
     return run, offers
@@ -160,17 +160,23 @@ def test_keys_that_their_site_did_not_sign_are_refused():
     mallory = signing_key("mallory")
     forged = MaskingSite("b", mallory, run="run", number=3, threshold=3, patients=100).offer()
     with pytest.raises(FederationError, match="'b' are not signed by its own key"):
-        run.sites["a"].share([offers[0], forged, *offers[2:]], run.pinned, members=4)
+        run.sites["a"].share([offers[0], forged, *offers[2:]], run.members)
     content = offer_content("run", 2, offers[1])
     old = offers[1].model_copy(update={"signature": signing_key("b").sign("secagg", content)})
     with pytest.raises(FederationError, match="not signed"):  # of another round
-        run.sites["a"].share([offers[0], old, *offers[2:]], run.pinned, members=4)
+        run.sites["a"].share([offers[0], old, *offers[2:]], run.members)
     lighter = offers[1].model_copy(update={"patients": 10**18})  # the others' parts would be 0
     with pytest.raises(FederationError, match="not signed"):
-        run.sites["a"].share([offers[0], lighter, *offers[2:]], run.pinned, members=4)
+        run.sites["a"].share([offers[0], lighter, *offers[2:]], run.members)
+    own = offers[1].model_copy(update={"masking": offers[1].encrypting})
+    signature = signing_key("b").sign("secagg", offer_content("run", 3, own))
+    with pytest.raises(FederationError, match="different keys"):
+        run.sites["a"].share(
+            [offers[0], own.model_copy(update={"signature": signature}), *offers[2:]], run.members
+        )
     swapped = offers[0].model_copy(update={"masking": offers[1].masking})
     with pytest.raises(FederationError, match="with its own keys"):
-        run.sites["a"].share([swapped, *offers[1:]], run.pinned, members=4)
+        run.sites["a"].share([swapped, *offers[1:]], run.members)
 
 
 def test_a_threshold_of_half_the_sites_is_refused():
@@ -186,7 +192,7 @@ def test_survivors_must_be_confirmed_by_a_threshold_on_one_list():
     other = {name: run.sites[name].confirm("abcd") for name in "cd"}
     signed_as_a = {"a": run.sites["a"]._signing.sign("secagg", run.sites["a"]._list_content())}
     with pytest.raises(FederationError, match="needs 3 sites, found 1"):
-        run.sites["a"].reveal({**other, **signed_as_a}, run.pinned)
+        run.sites["a"].reveal({**other, **signed_as_a})
     with pytest.raises(FederationError, match="once"):
         run.sites["a"].confirm("abcd")
     with pytest.raises(FederationError, match="and this site"):
@@ -209,10 +215,9 @@ def test_so_many_sites_must_deviate_with_the_coordinator_as_is_said(sites, thres
     def revealed(liars):
         run = MaskedSum(random_parts(sites), threshold)
         offers = [site.offer() for site in run.sites.values()]
-        told = {"members": len(sites)}
-        shares = {n: s.share(offers, run.pinned, **told) for n, s in run.sites.items()}
+        shares = {n: s.share(offers, run.members) for n, s in run.sites.items()}
         for name, site in run.sites.items():
-            site.mask(run.parts[name], {g: x[name] for g, x in shares.items() if g != name})
+            site.mask(run.parts[name], inbox_of(name, shares))
         lying, honest = sites[len(sites) - liars :], sites[: len(sites) - liars]
         here = honest[: threshold - liars]  # a among them; the others are told that it was lost
         lists = {"with": here + lying, "without": honest[len(here) :] + lying}
@@ -229,7 +234,7 @@ def test_so_many_sites_must_deviate_with_the_coordinator_as_is_said(sites, thres
                     break
             for name in survivors:
                 try:
-                    given_ = run.sites[name].reveal(signed, run.pinned)
+                    given_ = run.sites[name].reveal(signed)
                 except FederationError:
                     continue
                 found.setdefault(key, []).append(given_)
@@ -244,32 +249,69 @@ def test_so_many_sites_must_deviate_with_the_coordinator_as_is_said(sites, thres
 def test_each_step_is_taken_once():
     run, offers = until("reveal")
     site = run.sites["a"]
-    site.reveal(run.signatures, run.pinned)
+    site.reveal(run.signatures)
     with pytest.raises(FederationError, match="once"):
-        site.reveal(run.signatures, run.pinned)
+        site.reveal(run.signatures)
     with pytest.raises(FederationError, match="sent already"):
-        site.share(offers, run.pinned, members=4)
+        site.share(offers, run.members)
     with pytest.raises(FederationError, match="once"):
         site.mask(run.parts["a"], {})
 
 
-@pytest.mark.parametrize("liars", ["a", "ab"])
-def test_wrong_shares_are_passed_over_while_enough_are_right(liars):
-    run = MaskedSum(random_parts(NAMES), 4, {"mask": ["f"]})
+def with_liars(names, threshold, liars):
+    """Return a round in which liars add 1 to each share that they reveal; the last site is lost."""
+    run = MaskedSum(random_parts(names), threshold, {"mask": [names[-1]]})
 
     def reveal(genuine, *given):
-        wrong = dict.fromkeys("abcde", f"{2**70:0132x}")
-        return genuine(*given).model_copy(update={"seeds": wrong, "keys": {"f": wrong["a"]}})
+        def false(shares):
+            return {name: f"{int(share, 16) + 1:0132x}" for name, share in shares.items()}
+
+        told = genuine(*given)
+        return told.model_copy(update={"seeds": false(told.seeds), "keys": false(told.keys)})
 
     for name in liars:
         run.sites[name].reveal = partial(reveal, run.sites[name].reveal)
-    if liars == "ab":  # three of five shares are right, four are needed
-        with pytest.raises(FederationError, match="Expected shares of one secret"):
-            run.run()
-        return
+    return run
+
+
+@pytest.mark.parametrize(
+    ("names", "threshold", "liars"),
+    [
+        (NAMES, 4, "a"),
+        ([f"{i:02}" for i in range(32)], 17, [f"{i:02}" for i in range(14)]),
+    ],
+)
+def test_false_shares_are_passed_over_while_enough_are_right(names, threshold, liars):
+    run = with_liars(names, threshold, liars)
     total, counted = run.run()
     expected = np.sum([run.parts[name] for name in counted], axis=0, dtype=np.uint32)
     np.testing.assert_array_equal(total, expected)
+
+
+def test_too_many_false_shares_end_the_round():
+    run = with_liars(NAMES, 4, "ab")  # three of five shares are right
+    with pytest.raises(FederationError, match="site 'a': Expected 4 shares, found 3"):
+        run.run()
+
+
+def test_a_share_of_no_secret_is_its_dealers_and_ends_the_round():
+    run = MaskedSum(random_parts(NAMES), 4)
+    genuine = secagg.shamir.split
+    run.sites["b"].share = partial(spoilt_split, run.sites["b"].share, genuine)
+    with pytest.raises(FederationError, match="site 'b': Expected shares of one secret"):
+        run.run()
+
+
+def spoilt_split(share, split, *given):
+    """Let one site deal shares that are of no secret of 32 bytes."""
+
+    def spoilt(secret, *, threshold, places):
+        found = split(secret, threshold=threshold, places=places)
+        return found | {place: (2**500 + place**7).to_bytes(66) for place in places[:1]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secagg.shamir, "split", spoilt)
+        return share(*given)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 8.001, -8.001])
