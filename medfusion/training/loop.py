@@ -23,6 +23,7 @@ from medfusion.training.local_run import (
     make_autocast,
     make_pull,
 )
+from medfusion.training.memory_layout import channels_last
 from medfusion.training.open_steps import fit_openly
 from medfusion.training.optimizer import make_optimizer
 from medfusion.training.options import TrainingOptions
@@ -146,7 +147,8 @@ def fit(
             batches = epoch_batches(
                 studies.patients, batch_size=options.batch_size, steps=steps, generator=public
             )
-            loss = fit_openly(run, batches, _open_streams(run, public))
+            with channels_last(model):
+                loss = fit_openly(run, batches, _open_streams(run, public))
         else:
             loss = _fit_privately(run, plan, private, public)
     finally:

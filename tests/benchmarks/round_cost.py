@@ -1,9 +1,11 @@
 """Seconds and peak memory of an epoch of MedFusionNet at one site.
 
     python tests/benchmarks/round_cost.py [--size small,121] [--precision float32,bfloat16]
-        [--pixels 128] [--patients 32] [--device cuda] [--arms open,private,opacus]
+        [--pixels 128] [--patients 32] [--device cuda]
+        [--arms open,contiguous,compiled,private,opacus]
 
-Every size, precision and arm (without privacy, with it, and with Opacus' hooks in place of
+Every size, precision and arm (without privacy; the same with weights laid out as usual and not
+channels-last, or compiled by `torch.compile`; with privacy, and with Opacus' hooks in place of
 book-keeping) runs in a process of its own, on one thread; each is compared with the first of its
 size, and with the first of its size and precision. The studies are random: cost does not depend on
 their values. The first epoch warms up and is not counted. On a busy machine the processor's seconds
@@ -16,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
@@ -76,8 +79,8 @@ def one_arm(a: argparse.Namespace) -> dict[str, Any]:
     from medfusion.privacy.options import PrivacyOptions
     from medfusion.privacy.plan import make_plan
     from medfusion.randomness import stream
+    from medfusion.training import loop
     from medfusion.training.device import choose_device
-    from medfusion.training.loop import fit
     from medfusion.training.options import TrainingOptions
 
     torch.set_num_threads(1)
@@ -87,9 +90,13 @@ def one_arm(a: argparse.Namespace) -> dict[str, Any]:
     model = build_model(MedFusionNetOptions(size=a.size), make_task(a.pixels), seed=0)
     studies = make_studies(a.patients, a.pixels)
     plan = None
+    if a.arms == "contiguous":
+        loop.channels_last = nullcontext
+    if a.arms == "compiled":
+        model.compile()
     if a.arms == "opacus":
         dp_sgd.engine_for = OpacusHooks
-    if a.arms != "open":
+    if a.arms in ("private", "opacus"):
         plan = make_plan(
             PrivacyOptions(),
             patients_public=a.patients,
@@ -103,7 +110,7 @@ def one_arm(a: argparse.Namespace) -> dict[str, Any]:
     seconds, processor = [], []
     for repeat in range(a.repeats + 1):
         start, started = time.perf_counter(), time.process_time()
-        fit(
+        loop.fit(
             model,
             studies,
             options=options,
@@ -137,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="small", help="tiny, small, 121")
     parser.add_argument("--precision", default="float32", help="float32, bfloat16")
-    parser.add_argument("--arms", default="open,private", help="open, private, opacus")
+    parser.add_argument("--arms", default="open,private", help="as above")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pixels", type=int, default=128)
     parser.add_argument("--patients", type=int, default=32)
