@@ -7,8 +7,8 @@ CONFIG is that of a cohort: ``medfusion cohort synth`` makes hospitals with scan
 tables and missing modalities of their own, ``medfusion cohort import covid-chestxray`` real ones.
 Each strategy is run with what sites keep for themselves: nothing, their heads (FedPer), their
 norms (FedBN), or a model of their own after training: by fine-tuning, or pulled towards the common
-one (Ditto). All train by SGD, which SCAFFOLD and FedNova need to know. Label-aware averaging with
-local heads is left out: it is FedAvg.
+one (Ditto). All train by SGD at one constant rate, which SCAFFOLD and FedNova need to know.
+Label-aware averaging with local heads is left out: it is FedAvg.
 
 Printed are macro AUROC, its difference from FedAvg that keeps nothing with a paired 95 % interval
 over resamples of patients, and the worst site. Runs without privacy. Interrupted, the same
@@ -47,6 +47,8 @@ KEPT = {
 USUAL = (
     "privacy.enabled=false",
     "training.optimizer=sgd",
+    "training.schedule=constant",
+    "training.rate_multipliers={}",
     "training.learning_rate=0.05",
 )
 
