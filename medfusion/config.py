@@ -207,6 +207,11 @@ class RunConfig(Options):
                 "training.optimizer = 'sgd', training.schedule = 'constant' and no "
                 "training.rate_multipliers"
             )
+        if name in _OF_STEPS and self.personalisation.own_steps:
+            raise ValueError(
+                f"strategy.name = {name!r} counts all steps of a round as those of what sites "
+                f"share; expected personalisation.own_steps = 0 beside it"
+            )
         if name == "cyclic" and self.server.min_sites > 1:
             raise ValueError(
                 "strategy.name = 'cyclic' trains one site in a round: expected "

@@ -212,6 +212,10 @@ SCAFFOLD = ("strategy.name=scaffold", "training.optimizer=sgd")
         ((*SCAFFOLD, "training.rate_multipliers={head=0.1}"), "no training.rate_multipliers"),
         ((*SCAFFOLD, "training.momentum=0.9"), "training.momentum = 0"),
         ((*SCAFFOLD, "selection.method=local"), "'federated' or 'none'"),
+        (
+            (*SCAFFOLD, "personalisation.local=head", "personalisation.own_steps=1"),
+            "own_steps = 0 beside it",
+        ),
         (("strategy.name=feddyn", "selection.method=local"), "'federated' or 'none'"),
         (
             (
@@ -226,6 +230,18 @@ SCAFFOLD = ("strategy.name=scaffold", "training.optimizer=sgd")
 def test_strategies_that_do_not_suit_the_steps_are_refused(path, overrides, said):
     with pytest.raises(ConfigError, match=said):
         load_config(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("personalisation.own_steps=1", "local = 'none' keeps nothing"),
+        ("personalisation.pull=0.5", "steps = 0"),
+    ],
+)
+def test_personalisation_that_would_do_nothing_is_refused(path, override, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(path, [override])
 
 
 def test_strategies_that_suit_the_steps_are_read(path):

@@ -34,7 +34,7 @@ def check_settings(
 
     A run of another task; one that asks for more epsilon than the site grants, or for no
     privacy at all, or for updates that are not masked as the site demands; one about too few
-    patients; one that names a file on this machine.
+    patients, or for them to train what is shared; one that names a file on this machine.
 
     Raises
     ------
@@ -54,6 +54,7 @@ def check_settings(
         )
     if settings.privacy.enabled and settings.report_loss:
         raise ConfigError("the training loss stays at the site under privacy")
+    _check_turns(settings, patients_public)
     if simulated:
         return
     if not settings.privacy.enabled and not policy.allow_without_privacy:
@@ -66,6 +67,18 @@ def check_settings(
         _check_encoder(settings.model.text.encoder)
     if isinstance(settings.model, WITH_INIT):
         _check_init(settings.model)
+
+
+def _check_turns(settings: RunSettings, patients_public: int) -> None:
+    """Refuse rounds in which nothing that sites share would be trained."""
+    own_steps = settings.personalisation.own_steps
+    steps = settings.training.steps_per_round(patients_public)
+    if own_steps and own_steps >= steps:
+        raise ConfigError(
+            f"personalisation.own_steps = {own_steps}: this site takes {steps} in a round, and "
+            "some must be left for what is shared; raise training.local_epochs or set "
+            "training.steps"
+        )
 
 
 def _check_masks(settings: RunSettings, policy: PolicyOptions) -> None:

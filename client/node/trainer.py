@@ -253,6 +253,8 @@ class Trainer:
             gradient_shift=local.shift,
             progress=(request.round - 1) / settings.rounds,
             rounds=settings.rounds,
+            own=self._kept,
+            own_steps=settings.personalisation.own_steps,
         )
         metrics: dict[str, int | float | list[int] | list[float]] = {
             WEIGHT_KEY: self._data.patients_public

@@ -1,10 +1,9 @@
 """Parameters that a hospital keeps for itself: the head of FedPer, the norms of FedBN.
 
-``head`` keeps what belongs to single labels, the read-outs and their constants (FedPer [1]_;
-FedRep [2]_ trains the two parts in turn, here they train together). ``norms`` keeps scale and
-offset of every normalisation layer (FedBN [3]_, with the norms that there are in place of batch
-norms). They train with all else, inside the clip and the noise of the same steps, and never
-travel.
+``head`` keeps what belongs to single labels, the read-outs and their constants (FedPer [1]_, and
+FedRep [2]_ if it trains in turn with the rest, `medfusion.training.turns`). ``norms`` keeps scale
+and offset of every normalisation layer (FedBN [3]_, with the norms that there are in place of batch
+norms). They train inside the clip and the noise of the same steps as all else, and never travel.
 
 References
 ----------

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +29,7 @@ from medfusion.training.open_steps import fit_openly
 from medfusion.training.optimizer import make_optimizer
 from medfusion.training.options import TrainingOptions
 from medfusion.training.public_studies import PublicStudies
+from medfusion.training.turns import in_turns
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def fit(
     masked_labels: float = 0.0,
     progress: float = 0.0,
     rounds: int = 1,
+    own: AbstractSet[str] = frozenset(),
+    own_steps: int = 0,
 ) -> FitResult:
     """Train ``model`` in place for one round.
 
@@ -106,6 +110,9 @@ def fit(
         Share of the run's rounds that lie behind, in [0, 1).
     rounds
         Rounds of the run.
+    own, own_steps
+        Names of parameters that alone move in the first ``own_steps`` steps, and not afterwards;
+        with 0 all move in every step. See `medfusion.training.turns`.
 
     Raises
     ------
@@ -124,12 +131,13 @@ def fit(
     was_training = model.training
     model.to(device).train()
     trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    pull = make_pull(trainable, mu=proximal_mu, shift=gradient_shift)
     run = LocalRun(
         model=model,
         studies=studies,
         trainable=list(trainable.values()),
         optimizer=make_optimizer(model, options, steps=steps, progress=progress, rounds=rounds),
-        pull=make_pull(trainable, mu=proximal_mu, shift=gradient_shift),
+        pull=in_turns(pull, trainable, own=own, own_steps=own_steps) if own_steps else pull,
         device=device,
         physical_batch=physical_batch,
         autocast=make_autocast(precision, device),

@@ -26,6 +26,9 @@ class PersonalisationOptions(Options):
     ----------
     local
         What each site keeps for itself.
+    own_steps
+        The first steps of each round, which move what is kept alone; the others move the rest
+        (FedRep [2]_). With 0 all of the model moves in each step (FedPer).
     steps
         Optimiser steps; 0 makes no personal model.
     learning_rate
@@ -37,9 +40,12 @@ class PersonalisationOptions(Options):
     ----------
     .. [1] Li et al., "Ditto: fair and robust federated learning through personalization",
        ICML 2021, arXiv 2012.04221, objective (Ditto).
+    .. [2] Collins et al., "Exploiting shared representations for personalized federated learning",
+       ICML 2021, arXiv 2102.07078, algorithm 1.
     """
 
     local: LocalPart = "none"
+    own_steps: int = Field(default=0, ge=0)
     steps: int = Field(default=0, ge=0)
     learning_rate: float | None = Field(default=None, gt=0)
     pull: float = Field(default=0.0, ge=0)
@@ -52,5 +58,10 @@ class PersonalisationOptions(Options):
             raise ValueError(
                 f"{', '.join(set_)}: nothing is trained with it at steps = 0; expected steps above "
                 "0, or neither learning_rate nor pull"
+            )
+        if self.own_steps and self.local == "none":
+            raise ValueError(
+                f"own_steps = {self.own_steps}: they move what sites keep, and local = 'none' "
+                "keeps nothing; expected local = 'head' or 'norms'"
             )
         return self

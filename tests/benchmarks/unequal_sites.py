@@ -5,10 +5,10 @@
 
 CONFIG is that of a cohort: ``medfusion cohort synth`` makes hospitals with scanners, prevalences,
 tables and missing modalities of their own, ``medfusion cohort import covid-chestxray`` real ones.
-Each strategy is run with what sites keep for themselves: nothing, their heads (FedPer), their
-norms (FedBN), or a model of their own after training: by fine-tuning, or pulled towards the common
-one (Ditto). All train by SGD at one constant rate, which SCAFFOLD and FedNova need to know.
-Label-aware averaging with local heads is left out: it is FedAvg.
+Each strategy is run with what sites keep for themselves: nothing, their heads (FedPer; FedRep, in
+``turns`` of four steps and the rest of the round), their norms (FedBN), or a model of their own
+after training: by fine-tuning, or pulled towards the common one (Ditto). All train by SGD at one
+constant rate, which SCAFFOLD and FedNova need to know.
 
 Printed are macro AUROC, its difference from FedAvg that keeps nothing with a paired 95 % interval
 over resamples of patients, and the worst site. Runs without privacy. Interrupted, the same
@@ -40,9 +40,17 @@ STRATEGIES = {
 KEPT = {
     "none": (),
     "head": ("personalisation.local=head",),
+    "turns": ("personalisation.local=head", "personalisation.own_steps=4"),
     "norms": ("personalisation.local=norms",),
     "fine-tuned": ("personalisation.steps=20",),
     "ditto": ("personalisation.steps=20", "personalisation.pull=1.0"),
+}
+# Label-aware averaging with local heads is FedAvg; the others count steps of what is shared.
+_LEFT_OUT = {
+    ("label_aware", "head"),
+    ("label_aware", "turns"),
+    ("scaffold", "turns"),
+    ("fednova", "turns"),
 }
 USUAL = (
     "privacy.enabled=false",
@@ -79,7 +87,7 @@ def arms_of(
     """Return the legal arms, the first of which the others are set against."""
     arms = []
     for strategy, own in product(strategies, kept):
-        if (strategy, own) == ("label_aware", "head"):
+        if (strategy, own) in _LEFT_OUT:
             continue
         sets = [*USUAL, *overrides, *STRATEGIES[strategy], *KEPT[own]]
         personal = any(text.startswith("personalisation.steps") for text in KEPT[own])

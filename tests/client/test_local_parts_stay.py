@@ -4,9 +4,11 @@ import pytest
 import torch
 from node_asker import NodeAsker
 from tabular_cohort import write_ward
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from client.node.strategy_memory import StrategyMemory
 from client.node.trainer import Trainer
+from medfusion.errors import ConfigError
 from medfusion.models.contract import trainable_state
 from medfusion.models.local_parts import local_parts
 from medfusion.models.saved import load_model
@@ -117,3 +119,32 @@ def test_the_delivered_model_has_the_sites_own_head(ward, tmp_path):
     assert folder.exists()
     asker.state.forget_strategies_of_delivered(but="another-run")
     assert not folder.exists()
+
+
+def test_a_round_in_turns_moves_the_head_alone_first(ward, tmp_path, monkeypatch):
+    asker = Asker(ward, tmp_path, "personalisation.own_steps=1", "privacy.enabled=false")
+    models, moved = [], []
+
+    def noting(net, *arguments, **named):
+        models.append(net)
+        return fit(net, *arguments, **named)
+
+    def note(*_):
+        moved.append({n: v.detach().clone() for n, v in trainable_state(models[0]).items()})
+
+    monkeypatch.setattr("client.node.trainer.fit", noting)
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        asker.send("train", 1, asker.shared, counted=0)
+    finally:
+        hook.remove()
+    first, second = moved
+    assert all(torch.equal(first[name], value) for name, value in asker.shared.items())
+    assert all(torch.equal(first[name], second[name]) for name in asker.kept)
+    assert any(not torch.equal(second[name], value) for name, value in asker.shared.items())
+
+
+def test_a_round_that_would_train_nothing_shared_is_refused(ward, tmp_path):
+    asker = Asker(ward, tmp_path, "personalisation.own_steps=2")
+    with pytest.raises(ConfigError, match=r"own_steps = 2: this site takes 2 in a round"):
+        asker.send("train", 1, asker.shared, counted=0)
