@@ -16,6 +16,7 @@ from client.doctor.machine import (
     spool_and_socket,
 )
 from client.doctor.network import check_connection, check_name, check_tls
+from client.doctor.peers import check_peers
 from client.doctor.proxies import check_proxy, proxy_for
 from client.link.spool import Spool
 from medfusion.data.site import Site
@@ -98,5 +99,6 @@ def _machine(kit: SiteKit | None, site: Site | None) -> list[Check]:
     folders = [*(spool_and_socket(kit) if kit else ()), *([site.state] if site else [])]
     disks = check_disks(folders) if folders else skipped("disk", "needs a kit or a site")
     if site is None:
-        return [skipped("state", "needs a site"), disks, skipped("gpu", "needs a site")]
-    return [check_state(site), disks, check_gpu(site)]
+        state, gpu, peers = (skipped(name, "needs a site") for name in ("state", "gpu", "peers"))
+        return [state, disks, gpu, peers]
+    return [check_state(site), disks, check_gpu(site), check_peers(site)]

@@ -14,7 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from client.node.pinned_peers import pin_peers
+from client.node.pinned_peers import PEERS, pin_peers
 from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.digests import sha256_of
@@ -26,6 +26,12 @@ from medfusion.transport.requests import ARRAYS, MASKED, METRICS, Received, RunS
 from medfusion.transport.secagg import MaskingSite
 from medfusion.transport.secagg_keys import Offer
 from medfusion.transport.updates import update_of
+
+
+def lasting_key(site: str, secret: bytes) -> SigningKey:
+    """Return the key with which a site signs in masked rounds, whichever the run."""
+    seed = derive_key(secret, encode_info("secure aggregation", "signing key", site))
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(seed))
 
 
 class SecureRounds:
@@ -46,8 +52,7 @@ class SecureRounds:
     def __init__(self, site: str, secret: bytes, folder: Path, *, patients: int) -> None:
         self._site, self._folder, self._patients = site, folder, patients
         self._answered: dict[str, RecordDict] = {}
-        seed = derive_key(secret, encode_info("secure aggregation", "signing key", site))
-        self._signing = SigningKey(Ed25519PrivateKey.from_private_bytes(seed))
+        self._signing = lasting_key(site, secret)
         self._round: tuple[str, int] | None = None
         self._part: MaskingSite | None = None
 
@@ -149,7 +154,7 @@ class SecureRounds:
         return self._part
 
     def _pin(self, members: Mapping[str, str], *, keep: bool) -> None:
-        pin_peers(self._folder / "peers.json", members, keep=keep)
+        pin_peers(self._folder / PEERS, members, keep=keep)
 
     def _members(self, run: str, told: dict[str, str]) -> dict[str, str]:
         """Return the lasting keys of the run's sites, as they were told in its first masked round.

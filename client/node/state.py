@@ -118,6 +118,11 @@ class NodeState:
             Ledger.create(self._folder, site=site, witnesses=witnesses).close()
         return Ledger(self._folder, site=site, witnesses=witnesses)
 
+    @staticmethod
+    def is_begun(folder: Path) -> bool:
+        """Whether a Node has served from a folder, whose secret is there then."""
+        return (folder / _SECRET).exists()
+
     def secret(self) -> bytes:
         """Return the site's secret, made once and readable by its owner only.
 

@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 from client.doctor import kit_checks, machine
 from client.doctor.examine import examine
+from client.node.secure_rounds import SecureRounds
+from client.node.state import NodeState
 from medfusion.cli.main import _cli
 
 NAMES = (
     *("kit", "expiry", "version", "key", "proxy", "dns", "tcp", "tls", "clock", "admission"),
-    *("site", "state", "disk", "gpu"),
+    *("site", "state", "disk", "gpu", "peers"),
 )
 
 
@@ -138,3 +140,24 @@ def test_a_gpu_that_is_not_there(ward: Any) -> None:
     toml.write_text(toml.read_text() + '[compute]\ndevice = "cuda"\n')
     found = checks(ward, ward.site())["gpu"]
     assert (found.status, "found 0 GPUs" in found.found) == ("failed", True)
+
+
+def test_the_key_of_masked_rounds_is_told_and_what_is_known_of_others(ward: Any) -> None:
+    site, state = ward.site(), ward.root / "sites" / "north.state"
+    assert checks(ward, site)["peers"].status == "skipped"
+    assert not state.exists()
+    secret = NodeState(state).secret()
+    own = SecureRounds("north", secret, state, patients=5).signer
+    found = checks(ward, site)["peers"]
+    assert (found.status, own in found.found) == ("ok", True)
+
+    def with_peers(closed: bool, **keys: str) -> Any:
+        text = json.dumps({"schema": 1, "peers": keys, "closed": closed})
+        (state / "peers.json").write_text(text)
+        return checks(ward, site)["peers"]
+
+    assert with_peers(False, east="key").status == "warning"
+    assert with_peers(True, east="key", north=own).status == "ok"
+    assert "says another key of it" in with_peers(True, east="key", north="other").found
+    (state / "peers.json").write_text("[]")
+    assert "damaged" in checks(ward, site)["peers"].found
