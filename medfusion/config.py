@@ -142,9 +142,6 @@ class ServerOptions(Options):
 # Strategies that divide by how far a site's steps reach, which SGD at a constant rate tells.
 _OF_STEPS = ("scaffold", "fednova")
 
-# A detector's boxes, and the head of a VGG, which reads every place of a map.
-_OF_ONE_SIZE = {"name": "mdf_net", "backbone": "vgg"}
-
 
 class RunConfig(Options):
     """The whole of ``config.toml``; paths are absolute once loaded."""
@@ -175,12 +172,16 @@ class RunConfig(Options):
                 "site under privacy: expected another strategy, or privacy.enabled = false"
             )
         self._strategy_suits_the_steps()
-        for key, value in _OF_ONE_SIZE.items():
-            if self.training.small_images and getattr(self.model, key, None) == value:
-                raise ValueError(
-                    f"training.small_images = {self.training.small_images}: model.{key} = "
-                    f"{value!r} reads images of one size; expected 0 beside it"
-                )
+        if self.training.small_images and self.model.name == "mdf_net":
+            raise ValueError(
+                f"training.small_images = {self.training.small_images}: model.name = 'mdf_net' "
+                "reads images of one size; expected 0 beside it"
+            )
+        if self.training.small_images and getattr(self.model, "backbone", None) == "vgg":
+            raise ValueError(
+                f"training.small_images = {self.training.small_images}: model.backbone = 'vgg' "
+                "reads images of one size; expected 0 beside it, or model.backbone = 'resnet'"
+            )
         init = getattr(self.model, "init", None)
         if self.personalisation.local != "none" and init is not None:
             raise ValueError(

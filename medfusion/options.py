@@ -30,6 +30,8 @@ class Options(BaseModel):
         ConfigError
             Naming each offending key, what was expected, and the nearest valid name.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{where}: expected names with values, found {type(data).__name__}")
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:

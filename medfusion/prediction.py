@@ -16,8 +16,11 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """Return outputs in float32, the model in evaluation mode and left as it was.
 
-    They are [N, W], of a detector [N, D, 6].
+    They are [N, W], of a detector [N, D, 6]. Without studies the network is not called: not every
+    layer reads an empty batch.
     """
+    if len(tensors) == 0:
+        return np.zeros((0, *getattr(model, "output_shape", tensors.labels.shape[1:])), np.float32)
     training = model.training
     model.eval()
     parts = [
@@ -25,5 +28,4 @@ def predict_logits(
         for index in torch.split(torch.arange(len(tensors)), batch)
     ]
     model.train(training)
-    shape = getattr(model, "output_shape", tensors.labels.shape[1:])
-    return torch.cat(parts).numpy() if parts else np.zeros((0, *shape), np.float32)
+    return torch.cat(parts).numpy()

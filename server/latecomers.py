@@ -105,20 +105,19 @@ def facts_of(roster: Roster) -> dict[str, dict[str, Any]]:
 def recall_sites(run: RunContext, kept: dict[str, dict[str, Any]]) -> None:
     """Bring the sites of a checkpoint to the roster: those that are away now may come back.
 
-    What they said first stands: one with another lasting key is lost to masked rounds alone.
-
     Raises
     ------
     ConfigError
         If a site says other things of itself than before.
     """
     for name, facts in kept.items():
-        before = SiteDescription(site=name, task=run.task.to_json(), **facts)
+        said = {**facts, "site": name, "task": run.task.to_json()}
+        before = SiteDescription.parse(said, where=f"site {name!r} in the checkpoint")
         if name in run.roster.sites:
             check_same(run.roster.sites[name], before)
         else:
             run.plan_for(before)
-        run.roster.add(before, node=run.roster.node_of(name))
+            run.roster.add(before, node=None)
 
 
 def _facts(site: SiteDescription) -> dict[str, Any]:

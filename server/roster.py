@@ -1,7 +1,7 @@
 """Who takes part: the sites behind the connected nodes, checked before a run starts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -42,6 +42,13 @@ class Roster:
             nodes[site.site] = node
         self.sites = {name: sites[name] for name in sorted(sites)}
         self.names = {nodes[name]: name for name in sorted(nodes)}
+
+    def keep_only(self, names: Collection[str]) -> list[str]:
+        """Leave out all other sites, and return their names."""
+        others = sorted(self.sites.keys() - set(names))
+        self.sites = {name: site for name, site in self.sites.items() if name not in others}
+        self.names = {node: name for node, name in self.names.items() if name not in others}
+        return others
 
     @property
     def nodes(self) -> list[int]:

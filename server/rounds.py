@@ -49,7 +49,7 @@ from server.progress import RunProgress
 from server.reply_checks import check_mask, check_trained, unpack_update
 from server.results import write_rounds
 from server.run_state import Cost, Outcome, Progress, RunContext, run_settings
-from server.secure_round import Exchange, SecureRound
+from server.secure_round import Exchange, SecureRound, kept_members
 from server.tracking import Tracking
 
 
@@ -110,6 +110,7 @@ class RoundLoop:
             If fewer sites than the quorum answer, or the model diverges.
         """
         resumed = self._store.load(self._strategy)
+        self._leave_out_newcomers()
         rounds = self._config.run.rounds
         done = resumed.round if resumed else 0
         self._show.start(self._roster.sites, rounds=rounds, done=done)
@@ -155,6 +156,17 @@ class RoundLoop:
         cost = Cost()
         self._asking.exchange(messages, cost=cost, number=self._config.run.rounds)
         outcome.progress.cost.add(cost)
+
+    def _leave_out_newcomers(self) -> None:
+        """Of a run whose masked rounds have begun, leave out the sites that were not there then."""
+        members = kept_members(self._context.folder, self._settings.run_id)
+        if self._settings.secure_aggregation is None or members is None:
+            return
+        for name in self._roster.keep_only(members):
+            self._show.warn(
+                f"site {name} came after the run's masked rounds had begun: it takes part in the "
+                "next run"
+            )
 
     def _check_threshold(self) -> None:
         options, sites = self._settings.secure_aggregation, len(self._roster.sites)

@@ -32,9 +32,20 @@ from server.exchange import Check, Replies
 from server.reply_checks import check_masked
 
 SURVIVORS = "survivors.json"
+MEMBERS = "members.json"
 T = TypeVar("T")
 Exchange = Callable[[list[Message], Check], Replies]
 """Sends messages, and returns the replies that pass a check."""
+
+
+def kept_members(folder: Path, run: str) -> dict[str, str] | None:
+    """Return the lasting keys of a run's sites by name, as its masked rounds began; None before.
+
+    They stand for good, since sites let no others in.
+    """
+    path = folder / MEMBERS
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return kept["members"] if kept.get("run") == run else None
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class SecureRound:
     exchange
         How to reach the sites.
     folder
-        The run's, where it is kept whose sum was asked for last.
+        The run's, where it is kept who is of it and whose sum was asked for last.
     """
 
     options: SecureAggregationOptions
@@ -70,14 +81,19 @@ class SecureRound:
             If fewer sites than the threshold answer an exchange. Nothing is learned then.
         """
         asked = {self.names[message.metadata.dst_node_id]: message for message in messages}
-        offered = self._ask("offer", asked, {name: {} for name in asked}, self._read_offer)
+        members = self._members()
+
+        def read_offer(name: str, answer: dict[str, Any]) -> Offer:
+            return self._read_offer(name, answer, members[name])
+
+        offered = self._ask("offer", asked, {name: {} for name in asked}, read_offer)
         for name in offers_of_one_key(offered.values()):
             del offered[name]  # all others would refuse the round
         self._require("offer", len(offered))
         offers = list(offered.values())
         told = {
             "offers": [offer.model_dump() for offer in offers],
-            "members": {name: site.signer for name, site in self.sites.items()},
+            "members": members,
         }
 
         def read_shares(name: str, answer: dict[str, Any]) -> Shares:
@@ -107,6 +123,14 @@ class SecureRound:
         )
         return replies, self._mean(total, offers, survivors, incoming)
 
+    def _members(self) -> dict[str, str]:
+        members = kept_members(self.folder, self.run)
+        if members is None:
+            members = {name: site.signer for name, site in self.sites.items()}
+            content = {"schema": 1, "run": self.run, "members": members}
+            write_json(self.folder / MEMBERS, content, durable=True)
+        return members
+
     def _survivors(self, answered: AbstractSet[str]) -> list[str]:
         """Return whose sum is asked for: for good, since sites help with one sum of a round."""
         path = self.folder / SURVIVORS
@@ -117,14 +141,14 @@ class SecureRound:
         write_json(path, {"schema": 1, "round": self.number, "survivors": survivors}, durable=True)
         return survivors
 
-    def _read_offer(self, name: str, answer: dict[str, Any]) -> Offer:
+    def _read_offer(self, name: str, answer: dict[str, Any], signer: str) -> Offer:
         offer = Offer.parse(answer["offer"], where=f"offer of {name}")
         if offer.site != name:
             raise FederationError(f"expected keys of {name!r}, found those of another site")
         if offer.patients != self.sites[name].patients_public:
             raise FederationError(f"{name!r} offers other patients than it declared")
         # Else all others would refuse the round.
-        check_offer(self.run, self.number, offer, self.sites[name].signer)
+        check_offer(self.run, self.number, offer, signer)
         return offer
 
     def _ask(

@@ -137,7 +137,11 @@ def test_generated_layers_that_are_asked_for_beside_another_fusion_are_refused(
 @pytest.mark.parametrize("key", ["name", "backbone"])
 def test_small_images_are_refused_where_images_have_one_size(generating, key):
     overrides = ["model.name=mdf_net"] if key == "name" else []
-    said = rf"small_images = 0.5: model.{key} = .* reads images of one size; expected 0 beside it"
+    remedy = ", or model.backbone = 'resnet'" if key == "backbone" else ""
+    said = (
+        rf"small_images = 0.5: model.{key} = .* reads images of one size; "
+        rf"expected 0 beside it{remedy}$"
+    )
     with pytest.raises(ConfigError, match=said):
         load_config(generating, [*overrides, "training.small_images=0.5"])
     load_config(generating, ["model.backbone=resnet", "training.small_images=0.5"])

@@ -15,21 +15,20 @@ def check_peers(site: Site) -> Check:
     path = site.state / PEERS
     try:
         secret = NodeState(site.state).secret()
-        known, closed = read_peers(path)
+        peers = read_peers(path)
     except OSError as error:
         return failed("peers", f"{error.filename}: {error.strerror}", "call as the Node's user")
     except FederationError as error:
         return failed("peers", str(error), "restore the state folder from a backup")
     own = lasting_key(site.name, secret).public
     told = f"in masked rounds {site.name} signs with {own}"
-    if not known:
-        return ok("peers", f"{told}; no other site's key is known")
-    if known.get(site.name, own) != own:
+    if peers.signed.get(site.name, own) != own:
         remedy = f"correct {path}: other sites and this one would refuse each other"
         return failed("peers", f"{told}; {path.name} says another key of it", remedy)
-    if not closed:
-        remedy = (
-            f'compare them with the hospitals by telephone, then write "closed": true in {path}'
-        )
-        return warning("peers", f"{told}; {len(known)} keys known, new ones are let in", remedy)
-    return ok("peers", f"{told}; {len(known)} keys known, no others are let in")
+    if peers.closed:
+        return ok("peers", f"{told}; {len(peers.signed)} keys known, no others are let in")
+    if not (peers.signed or peers.told):
+        return ok("peers", f"{told}; no other site's key is known")
+    remedy = f'compare them with the hospitals by telephone, then write "closed": true in {path}'
+    found = f"{told}; {len(peers.signed)} keys known, {len(peers.told)} told, new ones are let in"
+    return warning("peers", found, remedy)

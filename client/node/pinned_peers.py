@@ -1,13 +1,15 @@
-"""The lasting keys of other sites, pinned when they are first seen.
+"""The lasting keys of other sites, pinned when they first sign in a round.
 
 The coordinator passes the keys on. It could put its own in a site's place the first time: from
 then on another key of the same name is refused. It could invent further sites: hospitals that have
 compared the keys in ``peers.json`` by another channel, or have written down there those that
 ``medfusion site doctor`` told each of them, write ``"closed": true`` there, and from then on no new
-name is let in.
+name is let in. ``"told"`` holds keys that the coordinator told of sites of a run that have not
+signed yet: they bind nobody in other runs.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +20,53 @@ from medfusion.errors import FederationError
 PEERS = "peers.json"
 
 
-def pin_peers(path: Path, seen: Mapping[str, str], *, keep: bool) -> None:
-    """Compare keys by site with those that are pinned.
+@dataclass(frozen=True)
+class Peers:
+    """Keys by site: of those that signed, and of those only told; ``closed`` to any others."""
 
-    Parameters
-    ----------
-    keep
-        Whether new ones are pinned from now on.
+    signed: dict[str, str] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
+    closed: bool = False
+
+
+def check_peers_known(peers: Peers, signing: Mapping[str, str]) -> None:
+    """Compare the keys of sites that sign with the pinned ones.
 
     Raises
     ------
     FederationError
-        If a site comes with another key or a new one after the file was closed, or as `read_peers`
-        does.
+        If a site comes with another key, or a new one after the file was closed.
     """
-    known, closed = read_peers(path)
-    for name, key in seen.items():
-        if known.get(name, key) != key:
+    for name, key in signing.items():
+        if peers.signed.get(name, key) != key:
             raise FederationError(
                 f"site {name!r} comes with another key than before: refused. If it has a new one "
                 "on purpose, confirm that by another channel, then remove it from peers.json in "
                 "the state folder"
             )
-    if new := {name: key for name, key in seen.items() if name not in known}:
-        if closed:
-            raise FederationError(
-                f"site {', '.join(sorted(new))}: not among the sites of peers.json, which this "
-                "hospital has closed: refused"
-            )
-        if keep:
-            make_folder(path.parent)
-            kept = dict(sorted((known | new).items()))
-            write_json(path, {"schema": 1, "peers": kept}, durable=True)
+    if peers.closed and (new := sorted(signing.keys() - peers.signed.keys())):
+        raise FederationError(
+            f"site {', '.join(new)}: not among the sites of peers.json, which this hospital has "
+            "closed: refused"
+        )
 
 
-def read_peers(path: Path) -> tuple[dict[str, str], bool]:
-    """Return the pinned keys by site, and whether no others are let in.
+def pin_peers(path: Path, signing: Mapping[str, str], *, told: Mapping[str, str]) -> None:
+    """Keep the keys of sites that signed, and beside them what was ``told`` of others.
+
+    A closed file stays as it is.
+    """
+    peers = read_peers(path)
+    signed = dict(sorted((peers.signed | dict(signing)).items()))
+    others = {n: key for n, key in sorted((peers.told | dict(told)).items()) if n not in signed}
+    if peers.closed or (signed, others) == (peers.signed, peers.told):
+        return
+    make_folder(path.parent)
+    write_json(path, {"schema": 1, "peers": signed, "told": others}, durable=True)
+
+
+def read_peers(path: Path) -> Peers:
+    """Return what a site knows of others.
 
     Raises
     ------
@@ -62,13 +75,16 @@ def read_peers(path: Path) -> tuple[dict[str, str], bool]:
     """
     found = read_state_file(
         path,
-        _known_and_closed,
+        _read,
         damaged=f"{path}: expected the keys of other sites, found a damaged file; restore it from "
         "a backup",
     )
-    return found or ({}, False)
+    return found or Peers()
 
 
-def _known_and_closed(kept: Any) -> tuple[dict[str, str], bool]:
-    known = {str(name): str(key) for name, key in kept["peers"].items()}
-    return known, kept.get("closed") is True
+def _read(kept: Any) -> Peers:
+    signed, told = (
+        {str(name): str(key) for name, key in part.items()}
+        for part in (kept["peers"], kept.get("told", {}))
+    )
+    return Peers(signed, told, closed=kept.get("closed") is True)

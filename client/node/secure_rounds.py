@@ -14,7 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from client.node.pinned_peers import PEERS, pin_peers
+from client.node.pinned_peers import PEERS, check_peers_known, pin_peers, read_peers
 from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.digests import sha256_of
@@ -24,7 +24,12 @@ from medfusion.privacy.keystream import derive_key, encode_info
 from medfusion.transport.fixed_point import FixedPoint
 from medfusion.transport.requests import ARRAYS, MASKED, METRICS, Received, RunSettings, reply_with
 from medfusion.transport.secagg import MaskingSite
-from medfusion.transport.secagg_keys import Offer
+from medfusion.transport.secagg_requests import (
+    ToldOffers,
+    ToldShares,
+    ToldSignatures,
+    ToldSurvivors,
+)
 from medfusion.transport.updates import update_of
 
 
@@ -97,22 +102,23 @@ class SecureRounds:
         settings: RunSettings,
     ) -> RecordDict:
         if step == "share":
-            offers = [Offer.parse(one, where="offer") for one in asked["offers"]]
-            members = self._members(settings.run_id, dict(asked["members"]))
-            self._pin(members, keep=False)
-            shares = part.share(offers, members)
+            told = ToldOffers.read(asked)
+            members = self._members(settings.run_id, told.members)
+            signing = {o.site: members[o.site] for o in told.offers if o.site in members}
+            check_peers_known(read_peers(self._folder / PEERS), signing)
+            shares = part.share(told.offers, members)
             # Kept only once all have signed: else one bad offer would stand for good.
-            self._pin(members, keep=True)
-            self._keep(settings.run_id, sites=members)
+            pin_peers(self._folder / PEERS, signing, told=members)
+            self._keep(settings.run_id, members=members)
             return reply_with({"shares": shares.model_dump()})
         if step == "confirm":
-            survivors = sorted(str(name) for name in asked["survivors"])
+            survivors = sorted(ToldSurvivors.read(asked).survivors)
             self._require_same(settings.run_id, request.round, survivors)
             signature = part.confirm(survivors)
             self._keep_learned(settings.run_id, request.round, survivors)
             return reply_with({"signature": signature})
         if step == "reveal":
-            revealed = part.reveal(dict(asked["signatures"]))
+            revealed = part.reveal(ToldSignatures.read(asked).signatures)
             return reply_with({"revealed": revealed.model_dump()})
         raise FederationError(f"unknown exchange {step!r} of secure aggregation")
 
@@ -140,7 +146,7 @@ class SecureRounds:
 
         def hidden() -> RecordDict:
             encoded = FixedPoint(options.update_range).encode(update, weight=part.weight)
-            masked = part.mask(encoded, dict(asked["inbox"]))
+            masked = part.mask(encoded, ToldShares.read(asked).inbox)
             return RecordDict({ARRAYS: ArrayRecord({MASKED: Array(masked)}), METRICS: metrics})
 
         return self._once(asked, hidden)
@@ -153,17 +159,15 @@ class SecureRounds:
             )
         return self._part
 
-    def _pin(self, members: Mapping[str, str], *, keep: bool) -> None:
-        pin_peers(self._folder / PEERS, members, keep=keep)
-
     def _members(self, run: str, told: dict[str, str]) -> dict[str, str]:
-        """Return the lasting keys of the run's sites, as they were told in its first masked round.
+        """Return the lasting keys of the run's sites, as they were told when this one first shared.
 
         A site that is lost then is among them, with the key that it has to come with; no other
         comes in later. A coordinator that invented a site when it pleases would learn the update
-        of one that is left alone with it; so it must do that at once, where `peers.json` shows it.
+        of one that is left alone with it; so it must do that before this site's first update
+        leaves, where `peers.json` shows it.
         """
-        members: dict[str, str] = self._kept(run).get("sites", told)
+        members: dict[str, str] = self._kept(run).get("members", told)
         return members
 
     def _require_same(self, run: str, number: int, survivors: list[str]) -> None:
@@ -192,7 +196,7 @@ class SecureRounds:
         path = self._path(run)
         found = read_state_file(
             path,
-            lambda data: {key: dict(data[key]) for key in ("sites", "rounds") if key in data},
+            lambda data: {key: dict(data[key]) for key in ("members", "rounds") if key in data},
             damaged=f"{path.name}: expected which sums were learned, found a damaged file in this "
             "site's state folder; restore it from a backup",
         )

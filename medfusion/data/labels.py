@@ -29,7 +29,7 @@ def truth_array(labels: NDArray[np.float32], boxes: Boxes | None) -> NDArray[np.
     """
     if boxes is None:
         return labels
-    corners = boxes.corners.reshape(len(labels), -1)
+    corners = boxes.corners.reshape(len(labels), 4 * boxes.classes.shape[1])
     return np.concatenate([labels, corners, boxes.classes.astype(np.float32)], axis=1)
 
 

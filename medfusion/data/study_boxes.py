@@ -18,6 +18,8 @@ from medfusion.errors import DataError
 if TYPE_CHECKING:
     from medfusion.data.studies import Studies
 
+_SHOWN_CATEGORIES = 8
+
 
 def add_boxes(
     site: Site, studies: "Studies", where: dict[str, str]
@@ -28,7 +30,7 @@ def add_boxes(
     lists such images, and such labels as its categories; a table of boxes cannot, and speaks for
     every image and label. Where the table of studies has a column for the label, both must say the
     same: 1 with a box, 0 without; blank (nobody looked for it) goes without as well. Boxes that
-    cannot be read are None.
+    cannot be read, or were looked for under other names than the task's, are None.
 
     Parameters
     ----------
@@ -61,6 +63,9 @@ def add_boxes(
         findings += unlisted
     labels, contradictions = _labels(studies, boxes.present(len(names)), seen, names, where)
     findings += contradictions
+    foreign = _foreign_categories(labels, drawn, names, where)
+    if foreign:
+        return replace(studies, labels=labels), [*findings, *foreign]
     findings += _counts(boxes, labels, drawn, names, where)
     return replace(studies, boxes=boxes, labels=labels), findings
 
@@ -111,6 +116,23 @@ def _labels(
             "where nobody drew boxes",
         )
     return labels, findings
+
+
+def _foreign_categories(
+    labels: NDArray[np.float32], drawn: BoxRows, names: tuple[str, ...], where: dict[str, str]
+) -> list[Finding]:
+    """Refuse a file that lists images of studies, but tells of no label that it is asked for."""
+    listed, asked = drawn.listed, [name for name in names if name not in where]
+    if listed is None or not any(listed.studies) or not asked or np.isfinite(labels).any():
+        return []
+    shown = ", ".join(listed.categories[:_SHOWN_CATEGORIES]) or "none"
+    more = len(listed.categories) - _SHOWN_CATEGORIES
+    message = (
+        f"expected the labels that its images were looked at for ({', '.join(asked)}) among its "
+        f"categories, found {shown}{f' and {more} more' if more > 0 else ''}; name the categories "
+        "as the task names its labels"
+    )
+    return [Finding("error", "no-label-among-categories", drawn.where, message)]
 
 
 def _counts(

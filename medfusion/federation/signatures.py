@@ -11,16 +11,20 @@ References
 import base64
 import binascii
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import Field
 
 from medfusion.atomic_files import create_secret
 from medfusion.errors import ConfigError
 from medfusion.federation.key_file import read_key_file
 
 Purpose = Literal["kit", "run", "secagg"]
+
+PublicKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+"""32 bytes as base64."""
 
 _KEY_BYTES = 32
 

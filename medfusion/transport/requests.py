@@ -38,6 +38,7 @@ from medfusion.errors import (
     WaitingError,
 )
 from medfusion.federation.authority import content_to_sign
+from medfusion.federation.signatures import PublicKey
 from medfusion.federation.versions import check_coordinator, own_version
 from medfusion.models.options import ModelOptions
 from medfusion.options import Options
@@ -127,7 +128,7 @@ class SiteDescription(Options):
     label_coverage: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     delta: float
     max_epsilon: float
-    signer: str
+    signer: PublicKey
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Received:
             told = content.config_records.get(SECAGG)
             named, base = (config.get(key) for key in (MODEL_KEY, BASE_KEY))
             secagg = None if told is None else dict(json.loads(str(told["json"])))
-        except (KeyError, ValueError, AttributeError, RecursionError):
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
             raise FederationError(
                 "the request cannot be read; are all sides on one version?"
             ) from None

@@ -22,10 +22,10 @@ and honest ones sign once. So t above n / 2, which every site insists on, is eno
 sites are honest; a coordinator that deviates *together with c sites* learns single updates unless
 2 t - n > c: with t above 2 n / 3, as in [1]_, up to a third of them. Against those who keep to the
 protocol and pool what they see, t - 1 sites and the coordinator learn nothing but the others' sum.
-A site believes the lasting keys that it pinned when the run's masked rounds began: against a
-coordinator that *invents* sites by then only a comparison of these keys by another channel helps
-(`client.node.pinned_peers`). Masks hide updates from the coordinator and give no differential
-privacy: what the sum tells of a patient is what the plan accounts for.
+A site believes the lasting keys that it was told before its own first masked update of a run left:
+against a coordinator that *invents* sites by then only a comparison of these keys by another
+channel helps (`client.node.pinned_peers`). Masks hide updates from the coordinator and give no
+differential privacy: what the sum tells of a patient is what the plan accounts for.
 
 References
 ----------
@@ -63,6 +63,7 @@ from medfusion.transport.secagg_keys import (
 )
 
 ENCRYPTED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES  # what one site sends to another
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Share = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * shamir.SHARE_BYTES}}}$")]
 
 
@@ -74,8 +75,8 @@ class Shares(Options):
     """
 
     encrypted: dict[str, Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * ENCRYPTED_BYTES}}}$")]]
-    seeds: dict[str, str]
-    keys: dict[str, str]
+    seeds: dict[str, Digest]
+    keys: dict[str, Digest]
 
 
 class Revealed(Options):
@@ -337,16 +338,19 @@ def unmasked(
         total += part  # modulo 2^32: in any order
 
     def joined(name: str, kind: str) -> bytes:
-        digests = getattr(shared[name], kind)
-        shares = {
-            places[giver]: bytes.fromhex(share)
-            for giver, given in revealed.items()
-            if (share := getattr(given, kind).get(name)) and _digest(share) == digests[giver]
-        }
+        digests, given = getattr(shared[name], kind), {}
+        for giver, all_given in revealed.items():
+            if name in (shares := getattr(all_given, kind)):
+                given[giver] = shares[name]
+        false = {giver for giver, share in given.items() if _digest(share) != digests[giver]}
+        right = {places[n]: bytes.fromhex(given[n]) for n in given.keys() - false}
         try:
-            return shamir.join(shares, threshold=threshold)
+            return shamir.join(right, threshold=threshold)
         except ValueError as error:
-            raise FederationError(f"secure aggregation: shares of site {name!r}: {error}") from None
+            told = f"secure aggregation: shares of site {name!r}: {error}"
+            if false:
+                told += f" What {', '.join(sorted(false))} gave is not what it says it sent."
+            raise FederationError(told) from None
 
     for name in sorted(masked):
         total -= mask(joined(name, "seeds"), total.size)

@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("config", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", type=known_arms, default=",".join(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=40)
@@ -50,13 +50,24 @@ def main() -> None:
     a = parser.parse_args()
     usual = ["privacy.enabled=false", "evaluation.every=0", f"run.rounds={a.rounds}"]
     arms = []
-    for name in a.arms.split(","):
+    for name in a.arms:
         regime, sets = ARMS[name]
         overrides = [*usual, *a.overrides, *sets]
         (arm,) = plan_arms(a.config, overrides=overrides, regimes=[regime])
         arms.append(replace(arm, settings={"arm": name}))
     plan = Comparison.plan(arms, load_sites(arms[0].config), seeds=a.seeds, folds=a.folds)
     show(run_plan(plan, a.out))
+
+
+def known_arms(text: str) -> list[str]:
+    """Return the names between commas, each of an arm."""
+    names = text.split(",")
+    for name in names:
+        if name not in ARMS:
+            raise argparse.ArgumentTypeError(
+                f"expected names of arms between commas ({', '.join(ARMS)}), found {name!r}"
+            )
+    return names
 
 
 def show(result: dict[str, Any]) -> None:

@@ -1,10 +1,8 @@
 """Under a plan a site without patients in a part answers like any other: with noise."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from node_asker import NodeAsker
+from node_asker import NodeAsker, without
 
 from medfusion.data.split import CALIBRATION, TEST, TRAIN
 from medfusion.errors import DataError
@@ -12,17 +10,6 @@ from medfusion.transport.arrays import from_record
 from medfusion.transport.requests import ARRAYS, read_error, read_histograms
 
 USUAL = ("run.rounds=1", "training.steps=2", "training.batch_size=4")
-
-
-def without(*parts):
-    """Move a site's patients out of some parts of the split."""
-    left = ({0, 1, 2} - set(parts)).pop()
-
-    def change(data):
-        split = np.where(np.isin(data.split, parts), left, data.split).astype(np.int8)
-        return replace(data, split=split)
-
-    return change
 
 
 def shapes(reply):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from box_folder import HEADER, HEIGHT, ROWS, WIDTH, findings, make, read, refused, write_coco
 
+from medfusion.data.check import check_site
+
 NAN = float("nan")
 CATEGORIES = [{"id": 1, "name": "icu"}, {"id": 2, "name": "death"}]
 IMAGES = [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png"}]
@@ -65,12 +67,43 @@ def test_a_label_that_is_no_category_is_unknown(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("categories", "found"),
+    [
+        ([], "none;"),
+        (["ICU"], "ICU;"),
+        ([f"c{i}" for i in range(10)], "c0, c1, c2, c3, c4, c5, c6, c7 and 2 more;"),
+    ],
+)
+def test_categories_that_are_no_labels_are_named_beside_those(tmp_path, categories, found):
+    named = [{"id": number, "name": name} for number, name in enumerate(categories)]
+    site = write_coco(make(tmp_path), annotations=[], categories=named)
+    (told,) = [f for f in check_site(site).findings if f.severity == "error"]
+    assert told.where == "boxes.json"
+    assert f"(icu, death) among its categories, found {found} name the categories" in told.message
+    assert told.message in refused(site)
+
+
+def test_categories_are_not_blamed_where_they_are_not_what_lacks(tmp_path):
+    site = write_coco(make(tmp_path / "unlisted"), annotations=[], categories=[], images=[])
+    assert "found neither" in findings(site)["no-positives"]
+    rows = tuple(f"{row},," for row in ROWS)
+    site = make(tmp_path / "blank", rows=rows, header=HEADER + ",icu,death")
+    write_coco(site, annotations=[], categories=[])
+    assert "found neither" in findings(site)["no-positives"]
+    site = make(tmp_path / "one", rows=tuple(f"{row}," for row in ROWS), header=HEADER + ",death")
+    write_coco(site, annotations=[], categories=CATEGORIES[1:])
+    assert "at for (icu) among its categories, found death;" in refused(site)
+
+
 def test_a_column_of_the_label_speaks_where_it_is_no_category(tmp_path):
     rows = tuple(f"{row},0" for row in ROWS)
     site = make(tmp_path, rows=rows, header=HEADER + ",death")
     write_coco(site, annotations=[ICU], categories=CATEGORIES[:1])
     np.testing.assert_array_equal(read(site).labels, [[NAN, 0], [0, 0], [1, 0]])
     assert "label-unknown" not in findings(site)
+    write_coco(site, annotations=[], categories=[])
+    np.testing.assert_array_equal(read(site).labels, [[NAN, 0]] * 3)
 
 
 def test_listed_images_of_no_study_are_pointed_out(tmp_path):

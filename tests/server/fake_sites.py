@@ -31,7 +31,7 @@ class FakeSite:
     task: dict
     patients: int
     step: float
-    signer: str = "a public key"
+    signer: str = "A" * 43 + "="
     asked: list = field(default_factory=list)
 
     def answer(self, kind, content):

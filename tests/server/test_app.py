@@ -5,7 +5,7 @@ from server.roster import Roster
 
 def test_a_run_is_resumed_with_the_same_sites_secrets_and_files_only():
     def roster(patients):
-        facts = {"task": {}, "delta": 1e-5, "max_epsilon": 8.0, "signer": "key"}
+        facts = {"task": {}, "delta": 1e-5, "max_epsilon": 8.0, "signer": "A" * 43 + "="}
         site = SiteDescription(site="a", patients_public=patients, **facts)
         return Roster(sites={"a": site}, names={1: "a"})
 

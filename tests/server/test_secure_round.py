@@ -7,7 +7,7 @@ import pytest
 from fake_federation import NAMES, PATIENTS, STEPS, Federation, arrays_of
 from fake_sites import FakeSite
 
-from client.node.pinned_peers import pin_peers
+from client.node.pinned_peers import check_peers_known, pin_peers, read_peers
 from client.node.secure_rounds import SecureRounds
 from medfusion.config import load_config
 from medfusion.errors import ConfigError, FederationError, MedFusionError
@@ -26,6 +26,7 @@ from medfusion.transport.requests import (
 )
 from medfusion.transport.secagg_keys import Offer, offer_content
 
+KEY = "B" * 43 + "="  # of a site that nobody has seen
 SECURE = "server.secure_aggregation={threshold=2, update_range=16}"
 
 
@@ -121,6 +122,9 @@ def worthless(data, spoiled, site):
         return data | {"shares": data["shares"] | {"encrypted": dict.fromkeys("ab", "zz")}}
     if spoiled == "digests":
         return data | {"shares": data["shares"] | {"seeds": {}}}
+    if spoiled == "no digests":
+        seeds = dict.fromkeys(data["shares"]["seeds"], "zz")
+        return data | {"shares": data["shares"] | {"seeds": seeds}}
     false = {
         name: f"{int(share, 16) + 1:0132x}" for name, share in data["revealed"]["seeds"].items()
     }
@@ -141,12 +145,12 @@ def signed_again(offer, site, secret=None, **changes):
     "spoiled",
     [
         *("signature", "another lasting key", "equal keys", "point of low order"),
-        *("shares", "digests", "revealed"),
+        *("shares", "digests", "no digests", "revealed"),
     ],
 )
 def test_one_site_that_spoils_its_answers_ends_no_round(tmp_path, spoiled, name):
     part = make(tmp_path)
-    steps = {"shares": "shares", "digests": "shares", "revealed": "revealed"}
+    steps = {**dict.fromkeys(("shares", "digests", "no digests"), "shares"), "revealed": "revealed"}
     genuine, key = part.sites[name].secagg, steps.get(spoiled, "offer")
 
     def answer(content, number):
@@ -306,10 +310,10 @@ def test_no_site_comes_into_a_run_that_has_begun(tmp_path):
 def test_a_name_kept_free_for_a_site_that_is_made_up_later_comes_with_its_key_at_once(tmp_path):
     """A coordinator cannot wait with the key until the hospitals have compared theirs."""
     pair = Pair(tmp_path)
-    pair.begin(1, ghost="a public key")
+    pair.begin(1, ghost=KEY)
     for name in pair.sites:
-        peers = json.loads((tmp_path / name / "peers.json").read_text())["peers"]
-        assert peers == pair.members | {"ghost": "a public key"}
+        peers = read_peers(tmp_path / name / "peers.json")
+        assert (peers.signed, peers.told) == (pair.members, {"ghost": KEY})
     ghost, offer = ghost_of(pair, tmp_path / "ghost")
     told = {
         "offers": [*pair.offers(2), offer],
@@ -322,13 +326,13 @@ def test_a_name_kept_free_for_a_site_that_is_made_up_later_comes_with_its_key_at
 def test_a_site_that_was_lost_at_first_is_of_the_run_and_counts_for_the_majority(tmp_path):
     pair = Pair(tmp_path)
     offers = pair.offers(1)
-    four = pair.members | {"south": "key s", "west": "key w"}
+    four = pair.members | {"south": KEY, "west": KEY}
     with pytest.raises(FederationError, match="threshold = 2 of 4 sites: expected more than half"):
         pair.ask("east", 1, step="share", offers=offers, members=four)
     three = {name: four[name] for name in ("east", "north", "south")}
     pair.ask("north", 1, step="share", offers=offers, members=three)
     kept = json.loads(next((tmp_path / "north" / "secagg").glob("*.json")).read_text())
-    assert kept["sites"] == three
+    assert kept["members"] == three
     assert not list((tmp_path / "east").glob("secagg/*"))  # nothing stands for good that failed
     assert not (tmp_path / "east" / "peers.json").exists()
 
@@ -384,19 +388,90 @@ def test_a_site_without_keys_of_the_round_is_lost_to_it(tmp_path):
 
 def test_a_site_that_comes_with_another_key_is_refused(tmp_path):
     path = tmp_path / "state" / "peers.json"
-    pin_peers(path, {"a": "k1"}, keep=True)
-    pin_peers(path, {"b": "k2", "a": "k1"}, keep=True)
+    pin_peers(path, {"a": "k1"}, told={"a": "k1", "b": "k0"})
+    assert read_peers(path).told == {"b": "k0"}
+    pin_peers(path, {"b": "k2", "a": "k1"}, told={})
+    peers = read_peers(path)
+    assert (peers.signed, peers.told) == ({"a": "k1", "b": "k2"}, {})
     with pytest.raises(FederationError, match="'b' comes with another key"):
-        pin_peers(path, {"b": "k3"}, keep=True)
-    pin_peers(path, {"c": "k3"}, keep=False)
-    kept = json.loads(path.read_text())
-    assert kept["peers"] == {"a": "k1", "b": "k2"}
-    path.write_text(json.dumps(kept | {"closed": True}))  # as people write it
+        check_peers_known(peers, {"b": "k3"})
+    check_peers_known(peers, {"c": "k3"})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"closed": True}))  # by people
     with pytest.raises(FederationError, match="site ghost: not among the sites"):
-        pin_peers(path, {"ghost": "k4"}, keep=True)
+        check_peers_known(read_peers(path), {"ghost": "k4"})
+    before = path.read_text()
+    pin_peers(path, {"a": "k1"}, told={"ghost": "k4"})
+    assert path.read_text() == before
     path.write_text("[]")
     with pytest.raises(FederationError, match="damaged"):
-        pin_peers(path, {}, keep=True)
+        read_peers(path)
+
+
+def test_a_site_is_refused_for_its_key_and_the_offers_of_the_others_still_stand(tmp_path):
+    pair = Pair(tmp_path)
+    pin_peers(tmp_path / "east" / "peers.json", {"north": KEY}, told={})
+    told = {"offers": pair.offers(1), "members": pair.members}
+    with pytest.raises(FederationError, match="'north' comes with another key"):
+        pair.ask("east", 1, step="share", **told)
+    (tmp_path / "east" / "peers.json").unlink()  # as people do once they have asked
+    assert pair.ask("east", 1, step="share", **told)["shares"]["encrypted"].keys() == {"north"}
+
+
+def test_a_site_that_is_away_does_no_harm_whatever_key_is_told_of_it(tmp_path):
+    """Also in the next run: what nobody signed binds nobody, and is held against nobody."""
+    away = {"west": [(n, "offer") for n in (1, 2, 3)]}
+    keys = {"first": KEY, "second": None, "third": KEY}  # None: its own
+    for number, (run, key) in enumerate(keys.items()):
+        part = make(tmp_path / run, away if key else {}, f"run.seed={number}")
+        for name, site in part.sites.items():  # the state folders stay the same
+            secret, folder = name.encode().ljust(32), tmp_path / name
+            site.secure = SecureRounds(name, secret, folder, patients=PATIENTS[name])
+        if key:
+            part.sites["west"].signer = key
+        lines = part.run().progress.rounds
+        assert all(len(line["sites"]) == (2 if key else 3) for line in lines)
+        if run == "first":
+            assert read_peers(tmp_path / "east" / "peers.json").told == {"west": KEY}
+
+
+@pytest.mark.parametrize("deaf", [(1, "mask"), (2, "mask")])
+def test_a_site_that_comes_while_a_masked_run_rests_waits_for_the_next_run(tmp_path, deaf):
+    part = make(tmp_path, {"east": [deaf], "north": [deaf]})
+    with pytest.raises(FederationError, match="1 of 3 sites answered"):
+        part.run()
+    for site in part.sites.values():
+        site.deaf = set()
+    late = MaskingFakeSite("late", part.task.to_json(), 5, 1.0)
+    late.secure = SecureRounds("late", b"late".ljust(32), tmp_path / "late", patients=5)
+    late.deaf, late.replies, late.signer = set(), [], late.secure.signer
+    part.grid.sites[9] = late
+    lines = part.run().progress.rounds
+    assert all(line["sites"].keys() == PATIENTS.keys() for line in lines)
+    assert {kind for kind, _, _ in late.asked} == {"query.describe"}
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ("share", {}),
+        ("share", {"offers": [5], "members": {}}),
+        ("share", {"offers": None, "members": {}}),
+        ("share", {"offers": [], "members": ["east", "north"]}),
+        ("share", {"offers": [], "members": {"east": {"a": 1}}}),
+        ("share", {"offers": [], "members": {"east": "no key"}}),
+        ("confirm", {}),
+        ("confirm", {"survivors": None}),
+        ("confirm", {"survivors": [5]}),
+        ("reveal", {"signatures": ["east"]}),
+        ("reveal", {"signatures": {"east": 5}}),
+        ("reveal", {"signatures": {}, "more": 1}),
+    ],
+)
+def test_what_is_told_in_another_form_is_refused_by_name(tmp_path, step, told):
+    pair = Pair(tmp_path)
+    pair.offers(1)
+    with pytest.raises(ConfigError, match=f"secure aggregation, {step}"):
+        pair.ask("east", 1, step=step, **told)
 
 
 @pytest.mark.parametrize(

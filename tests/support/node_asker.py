@@ -1,6 +1,9 @@
 """A fresh Node over a site of a cohort, asked as the coordinator would."""
 
+from dataclasses import replace
 from functools import cached_property
+
+import numpy as np
 
 from client.node.node import Node
 from client.node.state import NodeState
@@ -62,3 +65,14 @@ class NodeAsker:
         if mu is not None:
             content[CONFIG][MU_KEY] = mu
         return self.node.handle(kind, content)
+
+
+def without(*parts):
+    """Move a site's patients out of some parts of the split."""
+    left = ({0, 1, 2} - set(parts)).pop()
+
+    def change(data):
+        split = np.where(np.isin(data.split, parts), left, data.split).astype(np.int8)
+        return replace(data, split=split)
+
+    return change

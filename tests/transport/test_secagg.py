@@ -290,7 +290,8 @@ def test_false_shares_are_passed_over_while_enough_are_right(names, threshold, l
 
 def test_too_many_false_shares_end_the_round():
     run = with_liars(NAMES, 4, "ab")  # three of five shares are right
-    with pytest.raises(FederationError, match="site 'a': Expected 4 shares, found 3"):
+    said = "site 'a': Expected 4 shares, found 3. What a, b gave is not what it says it sent."
+    with pytest.raises(FederationError, match=said):
         run.run()
 
 

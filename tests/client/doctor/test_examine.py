@@ -151,12 +151,13 @@ def test_the_key_of_masked_rounds_is_told_and_what_is_known_of_others(ward: Any)
     found = checks(ward, site)["peers"]
     assert (found.status, own in found.found) == ("ok", True)
 
-    def with_peers(closed: bool, **keys: str) -> Any:
-        text = json.dumps({"schema": 1, "peers": keys, "closed": closed})
+    def with_peers(closed: bool, told: Any = None, **keys: str) -> Any:
+        text = json.dumps({"schema": 1, "peers": keys, "told": told or {}, "closed": closed})
         (state / "peers.json").write_text(text)
         return checks(ward, site)["peers"]
 
     assert with_peers(False, east="key").status == "warning"
+    assert "0 keys known, 1 told" in with_peers(False, {"ghost": "key"}).found
     assert with_peers(True, east="key", north=own).status == "ok"
     assert "says another key of it" in with_peers(True, east="key", north="other").found
     (state / "peers.json").write_text("[]")
