@@ -87,9 +87,11 @@ class SecureRound:
             return self._read_offer(name, answer, members[name])
 
         offered = self._ask("offer", asked, {name: {} for name in asked}, read_offer)
-        for name in offers_of_one_key(offered.values()):
+        twice = offers_of_one_key(offered.values())
+        for name in twice:
             del offered[name]  # all others would refuse the round
-        self._require("offer", len(offered))
+        same = FederationError("offers a key that is offered twice")
+        self._require("offer", len(offered), dict.fromkeys(twice, same))
         offers = list(offered.values())
         told = {
             "offers": [offer.model_dump() for offer in offers],
@@ -173,7 +175,7 @@ class SecureRound:
             read(name, read_reply(reply.content))
 
         replies = self.exchange(messages, check)
-        self._require(step, len(replies.good))
+        self._require(step, len(replies.good), replies.failed)
         return {name: read(name, read_reply(r.content)) for name, r in replies.good.items()}
 
     def _train(
@@ -195,14 +197,16 @@ class SecureRound:
             check_masked(reply, size, patients=self.sites[name].patients_public)
 
         replies = self.exchange(messages, check)
-        self._require("mask", len(replies.good))
+        self._require("mask", len(replies.good), replies.failed)
         return replies
 
-    def _require(self, step: str, answered: int) -> None:
+    def _require(self, step: str, answered: int, failed: Mapping[str, Exception]) -> None:
         if answered < self.options.threshold:
+            why = [f"; site {name!r}: {error}" for name, error in failed.items()]
             raise FederationError(
                 f"round {self.number}: {answered} sites answered the exchange {step!r} of "
                 f"secure aggregation, expected {self.options.threshold}; nothing was learned"
+                + "".join(why[:1])
             )
 
     def _mean(
