@@ -213,6 +213,12 @@ class RunConfig(Options):
                 f"strategy.name = {name!r} counts all steps of a round as those of what sites "
                 f"share; expected personalisation.own_steps = 0 beside it"
             )
+        own_steps, steps = self.personalisation.own_steps, training.steps
+        if steps is not None and own_steps >= steps:
+            raise ValueError(
+                f"personalisation.own_steps = {own_steps}: expected fewer than training.steps = "
+                f"{steps}, which must train what sites share as well"
+            )
         if name == "cyclic" and self.server.min_sites > 1:
             raise ValueError(
                 "strategy.name = 'cyclic' trains one site in a round: expected "

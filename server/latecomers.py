@@ -20,8 +20,9 @@ class Latecomers:
     """Asks nodes that no roll call has checked who they are, and waits for none of them.
 
     One that answers well takes part from then on; one that does not is asked again at the next
-    look. With privacy of whole sites (``server.client_dp``) or masked rounds
-    (``server.secure_aggregation``) nobody is let in: plan and threshold count the sites that began.
+    look. With privacy of whole sites (``server.client_dp``) nobody is let in, and into masked
+    rounds (``server.secure_aggregation``) only who was there before: plan and threshold count the
+    sites that began.
 
     Parameters
     ----------
@@ -34,8 +35,8 @@ class Latecomers:
         self._warn = warn
         self._asked: dict[str, tuple[int, float]] = {}  # node and time by the message that asks
         self._told: dict[int, str] = {}
-        server = run.config.server
-        self._closed = server.client_dp is not None or server.secure_aggregation is not None
+        self._closed = run.config.server.client_dp is not None
+        self._masked = run.config.server.secure_aggregation is not None
 
     def look(self) -> None:
         """Let in who has answered meanwhile; ask who is there and unknown."""
@@ -67,6 +68,8 @@ class Latecomers:
             check_site(site, run.config, run.task)
             if run.roster.node_of(site.site) in connected:
                 raise FederationError(f"a site called {site.site!r} takes part already")
+            if self._masked and site.site not in run.roster.sites:
+                raise FederationError("masked rounds are of the sites that began")
             check_same(site, run.roster.sites.get(site.site))
         except MedFusionError:
             run.receipts.take(told, begin=False)

@@ -163,9 +163,10 @@ class RoundLoop:
         if self._settings.secure_aggregation is None or members is None:
             return
         for name in self._roster.keep_only(members):
+            self._context.plans.pop(name, None)
             self._show.warn(
-                f"site {name} came after the run's masked rounds had begun: it takes part in the "
-                "next run"
+                f"site {name} came after the run's masked rounds had begun: it may take part in "
+                "another run (another run.name or run.seed)"
             )
 
     def _check_threshold(self) -> None:

@@ -39,7 +39,7 @@ Exchange = Callable[[list[Message], Check], Replies]
 
 
 def kept_members(folder: Path, run: str) -> dict[str, str] | None:
-    """Return the lasting keys of a run's sites by name, as its masked rounds began; None before.
+    """Return the lasting keys of a run's sites by name, as sites first held them; None before.
 
     They stand for good, since sites let no others in.
     """
@@ -92,6 +92,7 @@ class SecureRound:
             del offered[name]  # all others would refuse the round
         same = FederationError("offers a key that is offered twice")
         self._require("offer", len(offered), dict.fromkeys(twice, same))
+        self._keep_members(members)  # from now on sites may hold them, and let no others in
         offers = list(offered.values())
         told = {
             "offers": [offer.model_dump() for offer in offers],
@@ -127,20 +128,22 @@ class SecureRound:
 
     def _members(self) -> dict[str, str]:
         members = kept_members(self.folder, self.run)
-        if members is None:
-            members = {name: site.signer for name, site in self.sites.items()}
+        return members or {name: site.signer for name, site in self.sites.items()}
+
+    def _keep_members(self, members: Mapping[str, str]) -> None:
+        if kept_members(self.folder, self.run) is None:
             content = {"schema": 1, "run": self.run, "members": members}
             write_json(self.folder / MEMBERS, content, durable=True)
-        return members
 
     def _survivors(self, answered: AbstractSet[str]) -> list[str]:
         """Return whose sum is asked for: for good, since sites help with one sum of a round."""
         path = self.folder / SURVIVORS
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if kept.get("round") == self.number:
+        of = {"schema": 1, "run": self.run, "round": self.number}
+        if kept.items() >= of.items():
             return [name for name in kept["survivors"] if name in answered]
         survivors = sorted(answered)
-        write_json(path, {"schema": 1, "round": self.number, "survivors": survivors}, durable=True)
+        write_json(path, {**of, "survivors": survivors}, durable=True)
         return survivors
 
     def _read_offer(self, name: str, answer: dict[str, Any], signer: str) -> Offer:

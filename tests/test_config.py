@@ -237,15 +237,19 @@ def test_strategies_that_do_not_suit_the_steps_are_refused(path, overrides, said
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("overrides", "said"),
     [
-        ("personalisation.own_steps=1", "local = 'none' keeps nothing"),
-        ("personalisation.pull=0.5", "steps = 0"),
+        (["personalisation.own_steps=1"], "local = 'none' keeps nothing"),
+        (["personalisation.pull=0.5"], "steps = 0"),
+        (
+            ["personalisation.local=head", "personalisation.own_steps=2", "training.steps=2"],
+            "fewer than training.steps = 2",
+        ),
     ],
 )
-def test_personalisation_that_would_do_nothing_is_refused(path, override, said):
+def test_personalisation_that_would_do_nothing_is_refused(path, overrides, said):
     with pytest.raises(ConfigError, match=said):
-        load_config(path, [override])
+        load_config(path, overrides)
 
 
 def test_strategies_that_suit_the_steps_are_read(path):

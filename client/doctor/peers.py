@@ -19,7 +19,7 @@ def check_peers(site: Site) -> Check:
     except OSError as error:
         return failed("peers", f"{error.filename}: {error.strerror}", "call as the Node's user")
     except FederationError as error:
-        return failed("peers", str(error), "restore the state folder from a backup")
+        return failed("peers", str(error), "correct the file, or restore it from a backup")
     own = lasting_key(site.name, secret).public
     told = f"in masked rounds {site.name} signs with {own}"
     if peers.signed.get(site.name, own) != own:

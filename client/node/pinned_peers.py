@@ -9,24 +9,26 @@ signed yet: they bind nobody in other runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from client.node.state_files import read_state_file
 from medfusion.atomic_files import make_folder, write_json
 from medfusion.errors import FederationError
+from medfusion.federation.signatures import PublicKey
+from medfusion.options import FileSchema, Options
 
 PEERS = "peers.json"
 
 
-@dataclass(frozen=True)
-class Peers:
+class Peers(Options):
     """Keys by site: of those that signed, and of those only told; ``closed`` to any others."""
 
-    signed: dict[str, str] = field(default_factory=dict)
-    told: dict[str, str] = field(default_factory=dict)
-    closed: bool = False
+    file_schema: FileSchema = 1
+    signed: dict[str, PublicKey] = Field(default_factory=dict, alias="peers")
+    told: dict[str, PublicKey] = Field(default_factory=dict)
+    closed: bool = Field(default=False, strict=True)
 
 
 def check_peers_known(peers: Peers, signing: Mapping[str, str]) -> None:
@@ -75,16 +77,8 @@ def read_peers(path: Path) -> Peers:
     """
     found = read_state_file(
         path,
-        _read,
-        damaged=f"{path}: expected the keys of other sites, found a damaged file; restore it from "
-        "a backup",
+        lambda kept: Peers.parse(kept, where=str(path)),
+        damaged=f'{path}: expected {{"schema": 1, "peers": {{NAME: KEY of 44 characters, ...}}, '
+        '"closed": true or false}, found another form; correct it, or restore it from a backup',
     )
     return found or Peers()
-
-
-def _read(kept: Any) -> Peers:
-    signed, told = (
-        {str(name): str(key) for name, key in part.items()}
-        for part in (kept["peers"], kept.get("told", {}))
-    )
-    return Peers(signed, told, closed=kept.get("closed") is True)

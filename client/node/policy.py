@@ -34,7 +34,8 @@ def check_settings(
 
     A run of another task; one that asks for more epsilon than the site grants, or for no
     privacy at all, or for updates that are not masked as the site demands; one about too few
-    patients, or for them to train what is shared; one that names a file on this machine.
+    patients, or with too few steps of theirs to train what is shared; one that names a file on
+    this machine.
 
     Raises
     ------

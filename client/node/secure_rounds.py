@@ -103,12 +103,17 @@ class SecureRounds:
     ) -> RecordDict:
         if step == "share":
             told = ToldOffers.read(asked)
+            peers = read_peers(self._folder / PEERS)
             members = self._members(settings.run_id, told.members)
-            signing = {o.site: members[o.site] for o in told.offers if o.site in members}
-            check_peers_known(read_peers(self._folder / PEERS), signing)
+            names = {offer.site for offer in told.offers} - {self._site}
+            signing = {name: key for name, key in members.items() if name in names}
+            check_peers_known(peers, signing)
+            # Of a site that is away the pinned key stands, whatever is told of it.
+            members |= {name: key for name, key in peers.signed.items() if name in members}
             shares = part.share(told.offers, members)
             # Kept only once all have signed: else one bad offer would stand for good.
-            pin_peers(self._folder / PEERS, signing, told=members)
+            others = {name: key for name, key in members.items() if name != self._site}
+            pin_peers(self._folder / PEERS, signing, told=others)
             self._keep(settings.run_id, members=members)
             return reply_with({"shares": shares.model_dump()})
         if step == "confirm":
@@ -167,8 +172,7 @@ class SecureRounds:
         of one that is left alone with it; so it must do that before this site's first update
         leaves, where `peers.json` shows it.
         """
-        members: dict[str, str] = self._kept(run).get("members", told)
-        return members
+        return dict(self._kept(run).get("members", told))
 
     def _require_same(self, run: str, number: int, survivors: list[str]) -> None:
         """Raise if in this round another sum was helped with before."""

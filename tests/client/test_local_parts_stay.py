@@ -145,6 +145,10 @@ def test_a_round_in_turns_moves_the_head_alone_first(ward, tmp_path, monkeypatch
 
 
 def test_a_round_that_would_train_nothing_shared_is_refused(ward, tmp_path):
-    asker = Asker(ward, tmp_path, "personalisation.own_steps=2")
-    with pytest.raises(ConfigError, match=r"own_steps = 2: this site takes 2 in a round"):
+    asker = Asker(ward, tmp_path)
+    by_epochs = asker.settings.training.model_copy(update={"steps": None})
+    turns = asker.settings.personalisation.model_copy(update={"own_steps": 50})
+    changes = {"training": by_epochs, "personalisation": turns}
+    asker.settings = asker.settings.model_copy(update=changes)
+    with pytest.raises(ConfigError, match=r"own_steps = 50: this site takes \d+ in a round"):
         asker.send("train", 1, asker.shared, counted=0)

@@ -26,7 +26,12 @@ from medfusion.transport.requests import (
 )
 from medfusion.transport.secagg_keys import Offer, offer_content
 
-KEY = "B" * 43 + "="  # of a site that nobody has seen
+
+def key(number):
+    return f"{number}" * 43 + "="
+
+
+KEY = key(7)  # of a site that nobody has seen
 SECURE = "server.secure_aggregation={threshold=2, update_range=16}"
 
 
@@ -315,7 +320,8 @@ def test_a_name_kept_free_for_a_site_that_is_made_up_later_comes_with_its_key_at
     pair.begin(1, ghost=KEY)
     for name in pair.sites:
         peers = read_peers(tmp_path / name / "peers.json")
-        assert (peers.signed, peers.told) == (pair.members, {"ghost": KEY})
+        others = {other: key for other, key in pair.members.items() if other != name}
+        assert (peers.signed, peers.told) == (others, {"ghost": KEY})
     ghost, offer = ghost_of(pair, tmp_path / "ghost")
     told = {
         "offers": [*pair.offers(2), offer],
@@ -390,23 +396,36 @@ def test_a_site_without_keys_of_the_round_is_lost_to_it(tmp_path):
 
 def test_a_site_that_comes_with_another_key_is_refused(tmp_path):
     path = tmp_path / "state" / "peers.json"
-    pin_peers(path, {"a": "k1"}, told={"a": "k1", "b": "k0"})
-    assert read_peers(path).told == {"b": "k0"}
-    pin_peers(path, {"b": "k2", "a": "k1"}, told={})
+    pin_peers(path, {"a": key(1)}, told={"a": key(1), "b": key(0)})
+    assert read_peers(path).told == {"b": key(0)}
+    pin_peers(path, {"b": key(2), "a": key(1)}, told={})
     peers = read_peers(path)
-    assert (peers.signed, peers.told) == ({"a": "k1", "b": "k2"}, {})
+    assert (peers.signed, peers.told) == ({"a": key(1), "b": key(2)}, {})
     with pytest.raises(FederationError, match="'b' comes with another key"):
-        check_peers_known(peers, {"b": "k3"})
-    check_peers_known(peers, {"c": "k3"})
+        check_peers_known(peers, {"b": key(3)})
+    check_peers_known(peers, {"c": key(3)})
     path.write_text(json.dumps(json.loads(path.read_text()) | {"closed": True}))  # by people
     with pytest.raises(FederationError, match="site ghost: not among the sites"):
-        check_peers_known(read_peers(path), {"ghost": "k4"})
+        check_peers_known(read_peers(path), {"ghost": key(4)})
     before = path.read_text()
-    pin_peers(path, {"a": "k1"}, told={"ghost": "k4"})
+    pin_peers(path, {"a": key(1)}, told={"ghost": key(4)})
     assert path.read_text() == before
-    path.write_text("[]")
-    with pytest.raises(FederationError, match="damaged"):
-        read_peers(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"peers": {"a": "no key"}}',
+        '{"peers": {"a": 5}}',
+        '{"peers": {}, "closed": "true"}',
+        '{"peers": {}, "shut": true}',
+    ],
+)
+def test_keys_of_others_in_another_form_are_refused(tmp_path, content):
+    (tmp_path / "peers.json").write_text(content)
+    with pytest.raises(FederationError, match="found another form; correct it"):
+        read_peers(tmp_path / "peers.json")
 
 
 def test_a_site_is_refused_for_its_key_and_the_offers_of_the_others_still_stand(tmp_path):
@@ -417,6 +436,58 @@ def test_a_site_is_refused_for_its_key_and_the_offers_of_the_others_still_stand(
         pair.ask("east", 1, step="share", **told)
     (tmp_path / "east" / "peers.json").unlink()  # as people do once they have asked
     assert pair.ask("east", 1, step="share", **told)["shares"]["encrypted"].keys() == {"north"}
+
+
+def test_a_closed_file_needs_the_keys_of_the_others_alone(tmp_path):
+    pair = Pair(tmp_path)
+    others = {name: key for name, key in pair.members.items() if name != "east"}
+    (tmp_path / "east" / "peers.json").parent.mkdir(exist_ok=True)
+    content = {"schema": 1, "peers": others, "closed": True}
+    (tmp_path / "east" / "peers.json").write_text(json.dumps(content))
+    assert pair.begin(1)["east"]["encrypted"].keys() == {"north"}
+
+
+def test_the_pinned_key_of_a_site_that_is_away_stands_whatever_is_told_of_it(tmp_path):
+    pair = Pair(tmp_path)
+    pin_peers(tmp_path / "east" / "peers.json", {"south": key(1)}, told={})
+    pair.begin(1, south=key(2))
+    kept = {
+        name: json.loads(next((tmp_path / name / "secagg").glob("*.json")).read_text())["members"]
+        for name in pair.sites
+    }
+    assert (kept["east"]["south"], kept["north"]["south"]) == (key(1), key(2))
+
+
+def test_a_round_below_the_threshold_of_offers_binds_nobody_to_its_sites(tmp_path):
+    part = make(tmp_path, {name: [(1, "offer")] for name in ("east", "north")})
+    with pytest.raises(FederationError, match="1 of 3 sites answered"):
+        part.run()
+    assert not (part.folder / "members.json").exists()
+
+
+def test_survivors_of_another_run_in_the_folder_count_for_nothing(tmp_path):
+    part = make(tmp_path)
+    kept = {"schema": 1, "run": "another", "round": 1, "survivors": ["east", "north"]}
+    (part.folder / "survivors.json").write_text(json.dumps(kept))
+    assert part.run().progress.rounds[0]["sites"].keys() == PATIENTS.keys()
+
+
+def test_a_member_that_was_away_at_a_restart_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.latecomers._ASK_AGAIN_SECONDS", 0.0)
+    part = make(tmp_path, {"east": [(2, "mask")], "north": [(2, "mask")]})
+    with pytest.raises(FederationError, match="1 of 3 sites answered"):
+        part.run()
+    for site in part.sites.values():
+        site.deaf = set()
+    away = part.grid.sites.pop(7)
+
+    def back(kind, number):
+        if (kind, number) == ("train", 2):
+            part.grid.sites[7] = away
+
+    part.grid.before = back
+    sites = [sorted(line["sites"]) for line in part.run().progress.rounds]
+    assert sites == [sorted(PATIENTS), ["east", "north"], sorted(PATIENTS)]
 
 
 def test_a_site_that_is_away_does_no_harm_whatever_key_is_told_of_it(tmp_path):

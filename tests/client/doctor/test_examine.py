@@ -19,6 +19,7 @@ from client.node.secure_rounds import SecureRounds
 from client.node.state import NodeState
 from medfusion.cli.main import _cli
 
+KEY = "B" * 43 + "="  # of another site
 NAMES = (
     *("kit", "expiry", "version", "key", "proxy", "dns", "tcp", "tls", "clock", "admission"),
     *("site", "state", "disk", "gpu", "peers"),
@@ -156,9 +157,9 @@ def test_the_key_of_masked_rounds_is_told_and_what_is_known_of_others(ward: Any)
         (state / "peers.json").write_text(text)
         return checks(ward, site)["peers"]
 
-    assert with_peers(False, east="key").status == "warning"
-    assert "0 keys known, 1 told" in with_peers(False, {"ghost": "key"}).found
-    assert with_peers(True, east="key", north=own).status == "ok"
-    assert "says another key of it" in with_peers(True, east="key", north="other").found
+    assert with_peers(False, east=KEY).status == "warning"
+    assert "0 keys known, 1 told" in with_peers(False, {"ghost": KEY}).found
+    assert with_peers(True, east=KEY, north=own).status == "ok"
+    assert "says another key of it" in with_peers(True, east=KEY, north=KEY).found
     (state / "peers.json").write_text("[]")
-    assert "damaged" in checks(ward, site)["peers"].found
+    assert "found another form" in checks(ward, site)["peers"].found
