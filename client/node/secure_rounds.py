@@ -102,20 +102,7 @@ class SecureRounds:
         settings: RunSettings,
     ) -> RecordDict:
         if step == "share":
-            told = ToldOffers.read(asked)
-            peers = read_peers(self._folder / PEERS)
-            members = self._members(settings.run_id, told.members)
-            names = {offer.site for offer in told.offers} - {self._site}
-            signing = {name: key for name, key in members.items() if name in names}
-            check_peers_known(peers, signing)
-            # Of a site that is away the pinned key stands, whatever is told of it.
-            members |= {name: key for name, key in peers.signed.items() if name in members}
-            shares = part.share(told.offers, members)
-            # Kept only once all have signed: else one bad offer would stand for good.
-            others = {name: key for name, key in members.items() if name != self._site}
-            pin_peers(self._folder / PEERS, signing, told=others)
-            self._keep(settings.run_id, members=members)
-            return reply_with({"shares": shares.model_dump()})
+            return self._share(part, ToldOffers.read(asked), settings.run_id)
         if step == "confirm":
             survivors = sorted(ToldSurvivors.read(asked).survivors)
             self._require_same(settings.run_id, request.round, survivors)
@@ -126,6 +113,22 @@ class SecureRounds:
             revealed = part.reveal(ToldSignatures.read(asked).signatures)
             return reply_with({"revealed": revealed.model_dump()})
         raise FederationError(f"unknown exchange {step!r} of secure aggregation")
+
+    def _share(self, part: MaskingSite, told: ToldOffers, run: str) -> RecordDict:
+        """Share with the sites that offer, if all of them are known; keep their keys."""
+        peers = read_peers(self._folder / PEERS)
+        members = self._members(run, told.members)
+        names = {offer.site for offer in told.offers} - {self._site}
+        signing = {name: key for name, key in members.items() if name in names}
+        check_peers_known(peers, signing)
+        # Of a site that is away the pinned key stands, whatever is told of it.
+        members |= {name: key for name, key in peers.signed.items() if name in members}
+        shares = part.share(told.offers, members)
+        # Kept only once all have signed: else one bad offer would stand for good.
+        others = {name: key for name, key in members.items() if name != self._site}
+        pin_peers(self._folder / PEERS, signing, told=others)
+        self._keep(run, members=members)
+        return reply_with({"shares": shares.model_dump()})
 
     def _once(self, asked: Mapping[str, Any], answer: Callable[[], RecordDict]) -> RecordDict:
         """Answer; what is asked again in the same words, a reply having been lost, likewise."""

@@ -4,86 +4,24 @@ import json
 
 import numpy as np
 import pytest
-from fake_federation import NAMES, PATIENTS, STEPS, Federation, arrays_of
-from fake_sites import FakeSite
+from fake_federation import PATIENTS, STEPS, Federation, arrays_of
+from masking_federation import KEY, SECURE, MaskingFakeSite, make_masking
 
-from client.node.pinned_peers import check_peers_known, pin_peers, read_peers
+from client.node.pinned_peers import read_peers
 from client.node.secure_rounds import SecureRounds
 from medfusion.config import load_config
-from medfusion.errors import ConfigError, FederationError, MedFusionError
+from medfusion.errors import ConfigError, FederationError
 from medfusion.transport.requests import (
     ARRAYS,
-    CONFIG,
     MASKED,
-    ROUND_KEY,
-    Received,
-    Request,
-    error_reply,
     read_reply,
     reply_with,
-    request_content,
-    secagg_record,
 )
 from medfusion.transport.secagg_keys import Offer, offer_content
 
 
-def key(number):
-    return f"{number}" * 43 + "="
-
-
-KEY = key(7)  # of a site that nobody has seen
-SECURE = "server.secure_aggregation={threshold=2, update_range=16}"
-
-
-class MaskingFakeSite(FakeSite):
-    """``deaf`` holds pairs of round and step that the site does not answer."""
-
-    def begin(self, folder, deaf=()):
-        self.secure = SecureRounds(
-            self.name,
-            self.name.encode().ljust(32),
-            folder,
-            patients=PATIENTS[self.name],
-        )
-        self.signer, self.folder = self.secure.signer, folder
-        self.deaf = set(deaf)
-        self.replies = []
-        return self
-
-    def answer(self, kind, content):
-        request = Received.parse(content)
-        step = (request.secagg or {}).get("step", "mask")
-        if request.secagg is not None and (request.round, step) in self.deaf:
-            return error_reply(FederationError("lost"))
-        try:
-            reply = super().answer(kind, content)
-            self.replies.append(reply)
-            return reply
-        except MedFusionError as error:
-            return error_reply(error)
-
-    def secagg(self, content, number):
-        request = Received.parse(content)
-        self.run_id = request.request.settings.run_id
-        return self.secure.answer(request, request.request.settings)
-
-    def train(self, content, number):
-        request = Received.parse(content)
-        reply = super().train(content, number)
-        return self.secure.masked(reply, request, request.request.settings)
-
-
-def make(folder, deaf=None, *sets):
-    part = Federation(folder, SECURE, *sets)
-    for node, name in NAMES.items():
-        site = MaskingFakeSite(name, part.task.to_json(), PATIENTS[name], STEPS[name])
-        part.sites[name] = site.begin(folder / name, (deaf or {}).get(name, ()))
-        part.grid.sites[node] = site
-    return part
-
-
 def test_the_model_is_that_of_plain_rounds(tmp_path):
-    masked = arrays_of(make(tmp_path / "masked").run())
+    masked = arrays_of(make_masking(tmp_path / "masked").run())
     plain = arrays_of(Federation(tmp_path / "plain").run())
     for name in plain:
         np.testing.assert_allclose(masked[name], plain[name], atol=1e-6)
@@ -92,7 +30,7 @@ def test_the_model_is_that_of_plain_rounds(tmp_path):
 @pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("step", ["offer", "share", "mask", "confirm", "reveal"])
 def test_a_site_that_is_lost_on_the_way_counts_if_its_update_came(tmp_path, step, at):
-    part = make(tmp_path, {"west": [(at, step)]})
+    part = make_masking(tmp_path, {"west": [(at, step)]})
     outcome = part.run()
     lost = step in ("offer", "share", "mask")
     expected = 0.0
@@ -106,7 +44,7 @@ def test_a_site_that_is_lost_on_the_way_counts_if_its_update_came(tmp_path, step
 
 def test_below_the_threshold_the_run_stops_and_no_update_was_sent(tmp_path):
     deaf = {"west": [(1, "share")], "east": [(1, "share")]}
-    part = make(tmp_path, deaf, "server.min_sites=1")
+    part = make_masking(tmp_path, deaf, "server.min_sites=1")
     said = "'share' of secure aggregation, expected 2; nothing was learned; site 'east': lost"
     with pytest.raises(FederationError, match=said):
         part.run()
@@ -155,7 +93,7 @@ def signed_again(offer, site, secret=None, **changes):
     ],
 )
 def test_one_site_that_spoils_its_answers_ends_no_round(tmp_path, spoiled, name):
-    part = make(tmp_path)
+    part = make_masking(tmp_path)
     steps = {**dict.fromkeys(("shares", "digests", "no digests"), "shares"), "revealed": "revealed"}
     genuine, key = part.sites[name].secagg, steps.get(spoiled, "offer")
 
@@ -172,7 +110,7 @@ def test_one_site_that_spoils_its_answers_ends_no_round(tmp_path, spoiled, name)
 
 
 def test_two_sites_that_offer_the_same_keys_are_left_out_and_the_third_is_not_blamed(tmp_path):
-    part, offered = make(tmp_path), []
+    part, offered = make_masking(tmp_path), []
     for name in ("east", "west"):
         genuine = part.sites[name].secagg
 
@@ -191,7 +129,7 @@ def test_two_sites_that_offer_the_same_keys_are_left_out_and_the_third_is_not_bl
 
 
 def test_a_site_installed_anew_is_lost_to_the_masked_rounds_of_a_resumed_run(tmp_path):
-    part = make(tmp_path, {"east": [(2, "mask")], "north": [(2, "mask")]})
+    part = make_masking(tmp_path, {"east": [(2, "mask")], "north": [(2, "mask")]})
     with pytest.raises(FederationError, match="1 of 3 sites answered, expected at least 2"):
         part.run()
     for name, site in part.sites.items():
@@ -206,7 +144,7 @@ def test_a_site_installed_anew_is_lost_to_the_masked_rounds_of_a_resumed_run(tmp
 
 @pytest.mark.parametrize("step", ["offer", "shares", "signature", "revealed"])
 def test_a_site_that_answers_nonsense_is_lost_and_nobody_else(tmp_path, step):
-    part = make(tmp_path)
+    part = make_masking(tmp_path)
     genuine = part.sites["west"].secagg
 
     def answer(content, number):
@@ -223,7 +161,7 @@ def test_a_site_that_answers_nonsense_is_lost_and_nobody_else(tmp_path, step):
 
 
 def test_no_update_leaves_a_site_in_clear(tmp_path):
-    part = make(tmp_path)
+    part = make_masking(tmp_path)
     part.run()
     for name, site in part.sites.items():
         masked = [
@@ -238,7 +176,7 @@ def test_no_update_leaves_a_site_in_clear(tmp_path):
 
 
 def test_an_update_beyond_the_range_stays_at_its_site(tmp_path):
-    part = make(tmp_path)
+    part = make_masking(tmp_path)
     part.sites["west"].step = 17.0
     outcome = part.run()
     lines = outcome.progress.rounds
@@ -246,124 +184,8 @@ def test_an_update_beyond_the_range_stays_at_its_site(tmp_path):
     assert all(line["sites"]["north"]["status"] == "ok" for line in lines)
 
 
-class Pair:
-    """Two sites of a run, asked step by step."""
-
-    def __init__(self, folder):
-        self.part = make(folder)
-        self.sites = {name: self.part.sites[name] for name in ("east", "north")}
-        loop, _ = self.part.loop()
-        self.settings = loop._settings
-
-    def ask(self, name, number, **told):
-        request = Received.parse(self._content(number, told))
-        return read_reply(self.sites[name].secure.answer(request, self.settings))
-
-    def _content(self, number, told):
-        content = request_content(Request(settings=self.settings))
-        content[CONFIG][ROUND_KEY] = number
-        content.update(secagg_record(told))
-        return content
-
-    def begin(self, number, **more):
-        """Come to the shares, with further members if wanted; return them."""
-        told = {"offers": self.offers(number), "members": self.members | more}
-        return {n: self.ask(n, number, step="share", **told)["shares"] for n in self.sites}
-
-    def offers(self, number):
-        return [self.ask(name, number, step="offer")["offer"] for name in self.sites]
-
-    @property
-    def members(self):
-        return {name: site.signer for name, site in self.sites.items()}
-
-
-def test_a_second_sum_of_a_round_is_of_the_same_sites_or_refused(tmp_path):
-    pair = Pair(tmp_path)
-    rounds = tmp_path / "east" / "secagg"
-    for survivors in (["east", "north"], ["east", "north"]):
-        shares = pair.begin(1)
-        part = pair.sites["east"].secure._part
-        part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["encrypted"]["east"]})
-        pair.ask("east", 1, step="confirm", survivors=survivors)
-    shares = pair.begin(1)
-    part = pair.sites["east"].secure._part
-    part.mask(np.zeros(3, np.uint32), {"north": shares["north"]["encrypted"]["east"]})
-    with pytest.raises(FederationError, match="expected east, north again"):
-        pair.ask("east", 1, step="confirm", survivors=["east", "west"])
-    kept = json.loads(next(rounds.glob("*.json")).read_text())
-    assert kept["rounds"] == {"1": ["east", "north"]}
-
-
-def ghost_of(pair, folder, secret=b"ghost"):
-    """Return a site that the coordinator made up, and its offer of round 2."""
-    ghost = SecureRounds("ghost", secret.ljust(32), folder, patients=5)
-    request = Received.parse(pair._content(2, {"step": "offer"}))
-    return ghost, read_reply(ghost.answer(request, pair.settings))["offer"]
-
-
-def test_no_site_comes_into_a_run_that_has_begun(tmp_path):
-    pair = Pair(tmp_path)
-    pair.begin(1)
-    ghost, offer = ghost_of(pair, tmp_path / "ghost")
-    told = {
-        "offers": [*pair.offers(2), offer],
-        "members": pair.members | {"ghost": ghost.signer},
-    }
-    with pytest.raises(FederationError, match="began among east, north: ghost may take part in"):
-        pair.ask("east", 2, step="share", **told)
-
-
-def test_a_name_kept_free_for_a_site_that_is_made_up_later_comes_with_its_key_at_once(tmp_path):
-    """A coordinator cannot wait with the key until the hospitals have compared theirs."""
-    pair = Pair(tmp_path)
-    pair.begin(1, ghost=KEY)
-    for name in pair.sites:
-        peers = read_peers(tmp_path / name / "peers.json")
-        others = {other: key for other, key in pair.members.items() if other != name}
-        assert (peers.signed, peers.told) == (others, {"ghost": KEY})
-    ghost, offer = ghost_of(pair, tmp_path / "ghost")
-    told = {
-        "offers": [*pair.offers(2), offer],
-        "members": pair.members | {"ghost": ghost.signer},
-    }
-    with pytest.raises(FederationError, match="'ghost' are not signed by its own key"):
-        pair.ask("east", 2, step="share", **told)
-
-
-def test_a_site_that_was_lost_at_first_is_of_the_run_and_counts_for_the_majority(tmp_path):
-    pair = Pair(tmp_path)
-    offers = pair.offers(1)
-    four = pair.members | {"south": KEY, "west": KEY}
-    with pytest.raises(FederationError, match="threshold = 2 of 4 sites: expected more than half"):
-        pair.ask("east", 1, step="share", offers=offers, members=four)
-    three = {name: four[name] for name in ("east", "north", "south")}
-    pair.ask("north", 1, step="share", offers=offers, members=three)
-    kept = json.loads(next((tmp_path / "north" / "secagg").glob("*.json")).read_text())
-    assert kept["members"] == three
-    assert not list((tmp_path / "east").glob("secagg/*"))  # nothing stands for good that failed
-    assert not (tmp_path / "east" / "peers.json").exists()
-
-
-def test_what_is_asked_again_is_answered_likewise(tmp_path):
-    pair = Pair(tmp_path)
-    told = {"offers": pair.offers(1), "members": pair.members}
-    first, again = (pair.ask("east", 1, step="share", **told) for _ in range(2))
-    assert first == again  # else its shares, drawn anew, would fit nothing
-    with pytest.raises(FederationError, match="sent already"):
-        pair.ask("east", 1, step="share", **told | {"offers": told["offers"][::-1]})
-
-
-def test_nobody_chooses_the_weight_of_a_sites_update(tmp_path):
-    pair = Pair(tmp_path)
-    pair.begin(1)
-    whole = sum(PATIENTS[name] for name in pair.sites)
-    for name, site in pair.sites.items():
-        assert site.secure._part.weight == PATIENTS[name] / whole
-
-
 def test_a_threshold_of_no_majority_is_refused_before_anything_is_paid(tmp_path):
-    part = make(tmp_path, None, "server.secure_aggregation={threshold=4, update_range=16}")
+    part = make_masking(tmp_path, None, "server.secure_aggregation={threshold=4, update_range=16}")
     with pytest.raises(FederationError, match="more than half of the 3 sites"):
         part.run()
     asked = {kind for site in part.sites.values() for kind, _, _ in site.asked}
@@ -371,7 +193,7 @@ def test_a_threshold_of_no_majority_is_refused_before_anything_is_paid(tmp_path)
 
 
 def test_a_round_that_was_cut_off_is_resumed_with_the_same_survivors(tmp_path):
-    part = make(
+    part = make_masking(
         tmp_path, {"west": [(2, "mask")], "east": [(2, "reveal")], "north": [(2, "reveal")]}
     )
     with pytest.raises(FederationError, match="site 'east': lost"):
@@ -383,90 +205,15 @@ def test_a_round_that_was_cut_off_is_resumed_with_the_same_survivors(tmp_path):
     assert len(outcome.progress.rounds) == 3
 
 
-def test_a_site_without_keys_of_the_round_is_lost_to_it(tmp_path):
-    pair = Pair(tmp_path)
-    with pytest.raises(FederationError, match="holds no keys of this round"):
-        pair.ask("east", 1, step="share", offers=[])
-    pair.begin(1)
-    with pytest.raises(FederationError, match="holds no keys of this round"):
-        pair.ask("east", 2, step="confirm", survivors=[])
-    with pytest.raises(FederationError, match="unknown exchange 'peek'"):
-        pair.ask("east", 1, step="peek")
-
-
-def test_a_site_that_comes_with_another_key_is_refused(tmp_path):
-    path = tmp_path / "state" / "peers.json"
-    pin_peers(path, {"a": key(1)}, told={"a": key(1), "b": key(0)})
-    assert read_peers(path).told == {"b": key(0)}
-    pin_peers(path, {"b": key(2), "a": key(1)}, told={})
-    peers = read_peers(path)
-    assert (peers.signed, peers.told) == ({"a": key(1), "b": key(2)}, {})
-    with pytest.raises(FederationError, match="'b' comes with another key"):
-        check_peers_known(peers, {"b": key(3)})
-    check_peers_known(peers, {"c": key(3)})
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"closed": True}))  # by people
-    with pytest.raises(FederationError, match="site ghost: not among the sites"):
-        check_peers_known(read_peers(path), {"ghost": key(4)})
-    before = path.read_text()
-    pin_peers(path, {"a": key(1)}, told={"ghost": key(4)})
-    assert path.read_text() == before
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[]",
-        '{"peers": {"a": "no key"}}',
-        '{"peers": {"a": 5}}',
-        '{"peers": {}, "closed": "true"}',
-        '{"peers": {}, "shut": true}',
-    ],
-)
-def test_keys_of_others_in_another_form_are_refused(tmp_path, content):
-    (tmp_path / "peers.json").write_text(content)
-    with pytest.raises(FederationError, match="found another form; correct it"):
-        read_peers(tmp_path / "peers.json")
-
-
-def test_a_site_is_refused_for_its_key_and_the_offers_of_the_others_still_stand(tmp_path):
-    pair = Pair(tmp_path)
-    pin_peers(tmp_path / "east" / "peers.json", {"north": KEY}, told={})
-    told = {"offers": pair.offers(1), "members": pair.members}
-    with pytest.raises(FederationError, match="'north' comes with another key"):
-        pair.ask("east", 1, step="share", **told)
-    (tmp_path / "east" / "peers.json").unlink()  # as people do once they have asked
-    assert pair.ask("east", 1, step="share", **told)["shares"]["encrypted"].keys() == {"north"}
-
-
-def test_a_closed_file_needs_the_keys_of_the_others_alone(tmp_path):
-    pair = Pair(tmp_path)
-    others = {name: key for name, key in pair.members.items() if name != "east"}
-    (tmp_path / "east" / "peers.json").parent.mkdir(exist_ok=True)
-    content = {"schema": 1, "peers": others, "closed": True}
-    (tmp_path / "east" / "peers.json").write_text(json.dumps(content))
-    assert pair.begin(1)["east"]["encrypted"].keys() == {"north"}
-
-
-def test_the_pinned_key_of_a_site_that_is_away_stands_whatever_is_told_of_it(tmp_path):
-    pair = Pair(tmp_path)
-    pin_peers(tmp_path / "east" / "peers.json", {"south": key(1)}, told={})
-    pair.begin(1, south=key(2))
-    kept = {
-        name: json.loads(next((tmp_path / name / "secagg").glob("*.json")).read_text())["members"]
-        for name in pair.sites
-    }
-    assert (kept["east"]["south"], kept["north"]["south"]) == (key(1), key(2))
-
-
 def test_a_round_below_the_threshold_of_offers_binds_nobody_to_its_sites(tmp_path):
-    part = make(tmp_path, {name: [(1, "offer")] for name in ("east", "north")})
+    part = make_masking(tmp_path, {name: [(1, "offer")] for name in ("east", "north")})
     with pytest.raises(FederationError, match="1 of 3 sites answered"):
         part.run()
     assert not (part.folder / "members.json").exists()
 
 
 def test_survivors_of_another_run_in_the_folder_count_for_nothing(tmp_path):
-    part = make(tmp_path, None, "run.rounds=1")
+    part = make_masking(tmp_path, None, "run.rounds=1")
     path = part.folder / "survivors.json"
     kept = {"schema": 1, "run": "another", "round": 1, "survivors": ["east", "north"]}
     path.write_text(json.dumps(kept))
@@ -476,7 +223,7 @@ def test_survivors_of_another_run_in_the_folder_count_for_nothing(tmp_path):
 
 def test_a_member_that_was_away_at_a_restart_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr("server.latecomers._ASK_AGAIN_SECONDS", 0.0)
-    part = make(tmp_path, {"east": [(2, "mask")], "north": [(2, "mask")]})
+    part = make_masking(tmp_path, {"east": [(2, "mask")], "north": [(2, "mask")]})
     with pytest.raises(FederationError, match="1 of 3 sites answered"):
         part.run()
     for site in part.sites.values():
@@ -497,7 +244,7 @@ def test_a_site_that_is_away_does_no_harm_whatever_key_is_told_of_it(tmp_path):
     away = {"west": [(n, "offer") for n in (1, 2, 3)]}
     keys = {"first": KEY, "second": None, "third": KEY}  # None: its own
     for number, (run, key) in enumerate(keys.items()):
-        part = make(tmp_path / run, away if key else {}, f"run.seed={number}")
+        part = make_masking(tmp_path / run, away if key else {}, f"run.seed={number}")
         for name, site in part.sites.items():  # the state folders stay the same
             secret, folder = name.encode().ljust(32), tmp_path / name
             site.secure = SecureRounds(name, secret, folder, patients=PATIENTS[name])
@@ -511,7 +258,7 @@ def test_a_site_that_is_away_does_no_harm_whatever_key_is_told_of_it(tmp_path):
 
 @pytest.mark.parametrize("deaf", [(1, "mask"), (2, "mask")])
 def test_a_site_that_comes_while_a_masked_run_rests_waits_for_the_next_run(tmp_path, deaf):
-    part = make(tmp_path, {"east": [deaf], "north": [deaf]})
+    part = make_masking(tmp_path, {"east": [deaf], "north": [deaf]})
     with pytest.raises(FederationError, match="1 of 3 sites answered"):
         part.run()
     for site in part.sites.values():
@@ -523,30 +270,6 @@ def test_a_site_that_comes_while_a_masked_run_rests_waits_for_the_next_run(tmp_p
     lines = part.run().progress.rounds
     assert all(line["sites"].keys() == PATIENTS.keys() for line in lines)
     assert {kind for kind, _, _ in late.asked} == {"query.describe"}
-
-
-@pytest.mark.parametrize(
-    ("step", "told"),
-    [
-        ("share", {}),
-        ("share", {"offers": [5], "members": {}}),
-        ("share", {"offers": None, "members": {}}),
-        ("share", {"offers": [], "members": ["east", "north"]}),
-        ("share", {"offers": [], "members": {"east": {"a": 1}}}),
-        ("share", {"offers": [], "members": {"east": "no key"}}),
-        ("confirm", {}),
-        ("confirm", {"survivors": None}),
-        ("confirm", {"survivors": [5]}),
-        ("reveal", {"signatures": ["east"]}),
-        ("reveal", {"signatures": {"east": 5}}),
-        ("reveal", {"signatures": {}, "more": 1}),
-    ],
-)
-def test_what_is_told_in_another_form_is_refused_by_name(tmp_path, step, told):
-    pair = Pair(tmp_path)
-    pair.offers(1)
-    with pytest.raises(ConfigError, match=f"secure aggregation, {step}"):
-        pair.ask("east", 1, step=step, **told)
 
 
 @pytest.mark.parametrize(
